@@ -1,0 +1,36 @@
+"""Command line of the benchmarks."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench import bench_import, bench_kernels, bench_svd, harness
+
+BENCHMARKS = {"svd": bench_svd, "kernels": bench_kernels, "import": bench_import}
+
+
+def parser():
+    """Return the parser of ``python -m bench``."""
+    top = argparse.ArgumentParser(prog="python -m bench", description="Ratios to peers, both errors beside them.")
+    commands = top.add_subparsers(dest="benchmark", required=True)
+    for name, module in BENCHMARKS.items():
+        command = commands.add_parser(name, description=module.__doc__, help=module.__doc__.splitlines()[0])
+        command.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows and the machine")
+        command.add_argument("--threads", type=int, default=2, help="threads of BLAS and of every peer (default 2)")
+        module.add_arguments(command)
+    return top
+
+
+def main(arguments=None):
+    """Run one benchmark, print its tables as Markdown and write them as JSON."""
+    options = parser().parse_args(arguments)
+    harness.limit_threads(options.threads)
+    report = harness.Report(options.benchmark, options.json)
+    report.header(options.threads)
+    BENCHMARKS[options.benchmark].run(options, report)
+    report.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

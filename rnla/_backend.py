@@ -1,0 +1,125 @@
+"""What the array-API standard lacks: keys for random numbers, finite checks, triangular solves and Cholesky."""
+
+import numbers
+
+import numpy as np
+
+
+def adjoint(X):
+    """Return the conjugate transpose of a matrix, as a view where the library has views."""
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(X)
+    return xp.conj(X.T) if xp.isdtype(X.dtype, "complex floating") else X.T
+
+
+def key_from_rng(rng, caller):
+    """Reduce `rng` to the 64-bit key from which all random numbers of one call are made.
+
+    A generator is advanced by one draw, so that two calls in a row differ; a seed always gives the same key.
+
+    Parameters
+    ----------
+    rng : None, int, numpy.random.Generator, numpy.random.SeedSequence or numpy.random.RandomState
+        Source of randomness, as in SPEC 7.
+    caller : str
+        Public function named in the error.
+
+    Returns
+    -------
+    int
+        A key in ``[0, 2**64)``.
+    """
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(0, 2**64, dtype=np.uint64))
+    if isinstance(rng, np.random.RandomState):
+        high, low = rng.randint(0, 2**32, size=2, dtype=np.uint64)
+        return int(high) << 32 | int(low)
+    if isinstance(rng, np.random.SeedSequence):
+        return int(rng.generate_state(1, np.uint64)[0])
+    if isinstance(rng, (bool, np.bool_)) or not (rng is None or isinstance(rng, numbers.Integral)):
+        raise TypeError(
+            f"{caller}: rng must be None, a non-negative int, a numpy.random.Generator, SeedSequence or RandomState; "
+            f"got {type(rng).__name__}."
+        )
+    if rng is not None and rng < 0:
+        raise ValueError(f"{caller}: rng as a seed must be a non-negative int; got {rng}.")
+    return int(np.random.SeedSequence(None if rng is None else int(rng)).generate_state(1, np.uint64)[0])
+
+
+def is_meta(X):
+    """Say whether `X` is a torch tensor on the ``meta`` device, which has a shape but no values."""
+    return getattr(getattr(X, "device", None), "type", None) == "meta"
+
+
+def check_finite(X, caller, name):
+    """Raise ``ValueError`` if `X`, a product with the argument `name`, has a NaN or an infinity."""
+    from array_api_compat import array_namespace, is_numpy_array
+
+    if is_meta(X):
+        return
+    if is_numpy_array(X):
+        # A sum is one read without a temporary; only when it is not finite (NaN, Inf or overflow) look at the entries.
+        with np.errstate(all="ignore"):
+            if np.isfinite(X.sum()) or np.isfinite(X).all():
+                return
+    else:
+        xp = array_namespace(X)
+        if bool(xp.all(xp.isfinite(X))):
+            return
+    raise ValueError(f"{caller}: {name} must be finite; its products contain NaN or infinity.")
+
+
+def real_dtype(xp, dtype):
+    """Return the real dtype of the same precision as `dtype`."""
+    if xp.isdtype(dtype, "real floating"):
+        return dtype
+    return xp.float32 if dtype == xp.complex64 else xp.float64
+
+
+def eps_of(xp, dtype):
+    """Return the rounding unit ``2**-52`` or ``2**-23`` of a floating dtype, as a Python float."""
+    return float(xp.finfo(dtype).eps)
+
+
+def to_host(X):
+    """Return a small array as NumPy, in double precision: the place of all k x k work."""
+    from array_api_compat import is_cupy_array, is_numpy_array, is_torch_array
+
+    if is_numpy_array(X):
+        host = X
+    elif is_torch_array(X):
+        host = X.detach().resolve_conj().cpu().numpy()
+    elif is_cupy_array(X):
+        host = X.get()
+    else:
+        host = _host_by_dlpack(X)
+    return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
+
+
+def from_host(X, xp, dtype, device):
+    """Return a NumPy array as an array of `xp` with the given dtype and device."""
+    from array_api_compat import is_numpy_namespace
+
+    if is_numpy_namespace(xp):
+        return X.astype(dtype, copy=False)
+    if xp.isdtype(dtype, "real floating") and np.iscomplexobj(X):
+        X = X.real
+    return xp.asarray(np.ascontiguousarray(X), dtype=dtype, device=device)
+
+
+def columns(xp, rows, count, *, dtype, device):
+    """Return an uninitialised (rows, count) array whose columns are contiguous: the order BLAS multiplies fastest."""
+    return xp.empty((count, rows), dtype=dtype, device=device).T
+
+
+def _host_by_dlpack(X):
+    from array_api_compat import array_namespace, to_device
+
+    xp = array_namespace(X)
+    for device in ("cpu", None):  # array-api-strict calls its host "CPU_DEVICE" and knows no other name for it
+        try:
+            return np.from_dlpack(to_device(X, device or xp.Device("CPU_DEVICE")))
+        except (ValueError, AttributeError, TypeError):
+            continue
+    raise TypeError(f"rnla: cannot bring an array of {type(X).__module__} to the host.")

@@ -1,0 +1,331 @@
+"""Randomized block Krylov iterations for leading singular triplets, with thick restart.
+
+`short_side` builds an orthonormal basis Q of the short side only, from products with A^H A, and reads singular triplets
+off T = Q^H A^H A Q; the long side is touched once, at the end. It squares singular values: those below about
+sqrt(eps / tol) of the largest are lost. `two_sided` orthonormalises both sides and has no such limit.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnla._backend import adjoint, check_finite, columns, eps_of, to_host
+from rnla._orth import like, orth, orthonormal_block
+from rnla._rangefinder import check_range
+from rnla._sketch import test_matrix
+
+
+class Triplets(NamedTuple):
+    """Approximate singular triplets of a matrix, and how the iteration that found them ended."""
+
+    U: Any  # (m, k) or None
+    s: np.ndarray  # (k,) on the host
+    V: Any  # (n, k)
+    residuals: np.ndarray  # (k,) estimates of max(||A v - s u||, ||A^H u - s v||)
+    converged: bool
+    restarts: int
+    block: int
+    message: str = "converged"
+    noise: float = 0.0  # rounding of the smallest value, relative, where squares were formed
+    squared_away: bool = False  # small singular values are lost to squaring: continue with `two_sided`
+
+
+class TestColumns:
+    """Ever new columns of one random test matrix."""
+
+    __test__ = False  # not for pytest
+
+    def __init__(self, M, kind, key):
+        self._M, self._kind, self._key, self._used = M, kind, key, 0
+
+    def __call__(self, count):
+        """Return the next `count` columns, shape (n, count)."""
+        M = self._M
+        X = test_matrix(
+            self._kind, self._key, M.shape[1], count, xp=M.xp, device=M.device, dtype=M.dtype, start=self._used
+        )
+        self._used += count
+        return X
+
+
+class ShortBasis:
+    """An orthonormal basis Q of part of the short side, T = Q^H A^H A Q and, if wanted, the images A Q."""
+
+    def __init__(self, M, capacity, keep_images, caller):
+        self.M, self.caller, self.size, self.scale = M, caller, 0, 0.0
+        place = {"dtype": M.dtype, "device": M.device}
+        self._Q = columns(M.xp, M.shape[1], capacity, **place)
+        self._Y = columns(M.xp, M.shape[0], capacity, **place) if keep_images else None
+        self._Z = columns(M.xp, M.shape[1], 0, **place)
+        complex_data = M.xp.isdtype(M.dtype, "complex floating")
+        self._T = np.zeros((capacity, capacity), np.complex128 if complex_data else np.float64)
+        self.eps = eps_of(M.xp, M.dtype)
+
+    @property
+    def Q(self):
+        return self._Q[:, : self.size]
+
+    @property
+    def Y(self):
+        return self._Y[:, : self.size]
+
+    def expand(self, X, fresh):
+        """Append the orthonormal block X; return the next block P and B in ``A^H A Q = Q T + P B E_last^H``."""
+        first, last = self.size, self.size + X.shape[1]
+        self._Q[:, first:last] = X
+        self.size = last
+        Z = self._gram(self._Q[:, first:last], first, last)
+        if first == 0:
+            check_range(self.M, X, Z, self.caller, power=2)
+        check_finite(Z, self.caller, "A")
+        self.scale = max(self.scale, float(np.sqrt(np.max(np.diagonal(to_host(adjoint(Z) @ Z)).real))))
+        P, B, C = orthonormal_block(Z, self.Q, floor=self.eps * self.scale)
+        self._T[:last, first:last] = C
+        self._T[first:last, :last] = C.conj().T
+        self._T[first:last, first:last] = (C[first:] + C[first:].conj().T) / 2
+        return self._filled(P, B, X.shape[1], fresh)
+
+    def ritz(self):
+        """Return the eigenvalues, descending and not negative, and eigenvectors of T."""
+        values, S = np.linalg.eigh(self._T[: self.size, : self.size])
+        return np.maximum(values[::-1], 0.0), S[:, ::-1]
+
+    def restart(self, values, S, keep):
+        """Keep the leading Ritz vectors alone."""
+        S = like(S[:, :keep], self._Q)
+        self._Q[:, :keep] = self.Q @ S
+        if self._Y is not None:
+            self._Y[:, :keep] = self.Y @ S
+        self._T[:] = 0
+        self._T[np.arange(keep), np.arange(keep)] = values[:keep]
+        self.size = keep
+
+    def _gram(self, X, first, last):
+        if self._Y is None:
+            return self.M.gram_matmat(X)
+        Y = self.M.matmat(X, out=self._Y[:, first:last])
+        if not (isinstance(Y, np.ndarray) and np.may_share_memory(Y, self._Y)):
+            self._Y[:, first:last] = Y
+        if self._Z.shape[1] != X.shape[1]:
+            self._Z = columns(self.M.xp, *X.shape, dtype=X.dtype, device=self.M.device)
+        return self.M.rmatmat(self._Y[:, first:last], out=self._Z)
+
+    def _filled(self, P, B, width, fresh):
+        """Replace what an invariant subspace took from the next block by fresh random directions."""
+        width = min(width, self.M.shape[1] - self.size)
+        missing = width - P.shape[1]
+        if missing <= 0:
+            return P[:, :width], B[:width]
+        known = self.M.xp.concat([self.Q, P], axis=1)
+        extra = orthonormal_block(fresh(missing), known, floor=0.0)[0]
+        return self.M.xp.concat([P, extra], axis=1), np.concatenate([B, np.zeros((extra.shape[1], B.shape[1]))])
+
+
+def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, verify, fresh, monitor, caller):
+    """Find leading singular triplets of a matrix from a block Krylov space of ``A^H A``.
+
+    Each step reads A and A^H once, or A alone where the storage can form ``A^H (A X)`` in one read. Memory: `max_basis`
+    columns of the short side n, and as many of m if the images are kept (saving the last pass).
+
+    Parameters
+    ----------
+    M : Matrix
+        With ``m >= n`` for the cost named.
+    k : int
+        Number of triplets.
+    tol : float
+        Relative to each singular value: bound on the estimated residuals.
+    block, extra : int
+        Columns of a block; Ritz vectors kept beyond `k`.
+    max_basis, max_passes : int
+        Bounds on the columns of the basis and on the reads of A.
+    keep_images : bool
+        Keep ``A Q`` in memory.
+    verify : bool
+        Look for copies of repeated singular values that a narrow block cannot see.
+    fresh : TestColumns
+        Random columns.
+    monitor : Monitor
+        Told of every block.
+    caller : str
+        Public function named in errors.
+
+    Returns
+    -------
+    Triplets
+        ``U`` is None unless the images are kept.
+
+    References
+    ----------
+    .. [1] Musco, Musco, NeurIPS 2015, Algorithm 2.  [2] Tropp, Webber, arXiv 2306.12418, section 7.
+    .. [3] Wu, Simon, SIAM J. Matrix Anal. Appl. 22 (2000) (thick restart).
+    """
+    n = M.shape[1]
+    budget = M.counter.passes + max_passes - (0 if keep_images else 1)
+    step = 2 if keep_images or not M.one_pass_gram else 1
+    basis = ShortBasis(M, min(n, max_basis), keep_images, caller)
+    P = orth(fresh(block))[0]
+    restarts = 0
+    while True:
+        width = P.shape[1]
+        P, B = basis.expand(P, fresh)
+        values, S = basis.ritz()
+        residuals, noise = _short_residuals(values, S, B, k, basis)
+        done = basis.size >= k and bool(np.all(residuals <= np.maximum(tol, noise))) or basis.size == n
+        stopped = monitor(np.max(residuals[:k], initial=0.0) if basis.size >= k else np.inf)
+        spent = M.counter.passes + step > budget
+        if done and verify and basis.size < n and not (stopped or spent):
+            missed = _missed(M, basis.Q @ like(S[:, :k], basis.Q), np.sqrt(values[0]), np.sqrt(values[k - 1]), fresh)
+            if missed is not None:
+                # A copy was missed: the block is narrower than some multiplicity. Widen it, by what was found first.
+                wide = M.xp.concat([missed, fresh(max(width - missed.shape[1], 1))], axis=1)
+                known = M.xp.concat([basis.Q, P], axis=1)
+                extra = orthonormal_block(wide, known, floor=0.0)[0]
+                P = M.xp.concat([P, extra], axis=1)[:, : min(n - basis.size, max_basis - k)]
+                done = False
+        if done or stopped or spent:
+            break
+        if basis.size + P.shape[1] > max_basis and basis.size > k:
+            keep = min(basis.size, max(k, min(max_basis - P.shape[1], k + max(P.shape[1], extra, k // 2))))
+            basis.restart(values, S, keep)
+            restarts += 1
+    U, s, V = _short_triplets(basis, values, S, B, P, min(k, basis.size))
+    lost = bool(np.any(noise[:k] > tol)) or basis.size < k
+    message = "converged" if done else f"max_passes = {max_passes} reached with residual {residuals.max():.1e}, tol {tol:.1e}"
+    return Triplets(U, s, V, residuals[: len(s)] * s, done, restarts, block, message, float(noise.max()), lost)
+
+
+def _short_residuals(values, S, B, k, basis):
+    """Estimate the relative residuals of the leading triplets, and the part of them that is rounding."""
+    count = min(k, len(values))
+    last = S[len(S) - B.shape[1] :]
+    lam = values[:count]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        coupling = np.linalg.norm(B @ last[:, :count], axis=0)
+        # `_short_triplets` takes half a step more than the Ritz pairs of T. Its residual is (I - UU^H) A v, in which only
+        # the last, not yet expanded block has a part: about ||(I - P_Y) A Q_last|| times the weight of that block.
+        positive = values > basis.eps * values[0]
+        inverse = (last[:, positive] / values[positive]) @ last[:, positive].conj().T
+        unseen = 1.0 / np.sqrt(max(np.linalg.eigvalsh(inverse)[0], 1e-300))
+        relative = np.where(lam > 0, coupling / lam * np.minimum(1.0, unseen / np.sqrt(lam)), 0.0)
+        noise = np.where(lam > 0, 4 * basis.eps * values[0] / lam, np.inf)
+    return relative, noise
+
+
+def _short_triplets(basis, values, S, B, P, k):
+    """Form singular triplets from a basis, using its last product too.
+
+    With ``T = S diag(values) S^H`` the columns of ``U = Y S values**-0.5`` are orthonormal and
+    ``A^H U = [Q S, P] N``, ``N = [values**0.5; B S_last values**-0.5]``: the SVD of N gives triplets of ``U U^H A``.
+    """
+    positive = values > 16 * basis.eps * values[0]
+    values, S = values[positive], S[:, positive]
+    root = np.sqrt(values)
+    tail = (B @ S[len(S) - B.shape[1] :]) / root
+    squares, Z = np.linalg.eigh(np.diag(values) + tail.conj().T @ tail)
+    k = min(k, len(values))
+    s, Z = np.sqrt(np.maximum(squares[::-1][:k], 0.0)), Z[:, ::-1][:, :k]
+    V = basis.Q @ like(S @ (root[:, None] * Z / s), basis._Q) + P @ like(tail @ Z / s, basis._Q)
+    V, R = orth(V)
+    if basis._Y is None:
+        return None, s, V
+    U, R2 = orth(basis.Y @ like(S @ (Z / root[:, None]), basis._Q))
+    # U^H A V, with both bases made orthonormal to rounding: R and R2 are the identity up to (sigma_1 / sigma_k)**2 eps.
+    X, s, Yh = np.linalg.svd(np.linalg.solve(R2.conj().T, s[:, None] * R.conj().T))
+    return U @ like(X, U), s, V @ like(Yh.conj().T, V)
+
+
+def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, monitor, caller):
+    """Find leading singular triplets by block Golub-Kahan iteration with both bases orthonormal to rounding.
+
+    Holds ``A^H Q = P R`` with Q (m, c), P (n, c') and a small R; each step reads A and A^H once and needs
+    ``8 (m + n) c**2`` flops of orthogonalisation in all.
+
+    Parameters
+    ----------
+    M : Matrix
+        Of any shape.
+    k : int
+        Number of triplets; fewer are returned if A has lower rank.
+    start : array, shape (n, b)
+        First block: random, or approximate right singular vectors.
+    tol, extra, max_basis, max_passes, verify, fresh, monitor, caller
+        As for `short_side`.
+
+    Returns
+    -------
+    Triplets
+        All parts given.
+
+    References
+    ----------
+    .. [1] Tropp, Webber, arXiv 2306.12418, Algorithm A.1.
+    """
+    xp, eps, block = M.xp, eps_of(M.xp, M.dtype), start.shape[1]
+    budget = M.counter.passes + max_passes
+    Q, P = (columns(xp, size, 0, dtype=M.dtype, device=M.device) for size in M.shape)
+    R, X, Zh, s = np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0)
+    residuals, top, restarts, converged = np.zeros(0), 0.0, 0, False
+    W, old, random = start, 0, True  # W = [last block of P (old columns), directions outside P]
+    while True:
+        Y = M.matmat(W)
+        if not len(R):
+            check_range(M, W, Y, caller)
+        check_finite(Y, caller, "A")
+        top = max(top, float(np.sqrt(np.max(np.diagonal(to_host(adjoint(Y) @ Y)).real, initial=0.0))))
+        floor = eps * max(M.shape) * top
+        Qi, B, _ = orthonormal_block(Y, Q, floor=floor)
+        X, s, Zh = np.linalg.svd(R, full_matrices=False)
+        # A P X = Q Z S + Qi B X_last, and A^H Q Z = P X S: the residual is what the last block of P has outside Q.
+        residuals = np.linalg.norm(B[:, :old] @ X[len(X) - old :, :k], axis=0)
+        target = np.maximum(tol * s[:k], 4 * eps * np.sqrt(max(M.shape)) * top)
+        exhausted = Qi.shape[1] == 0 and random  # random directions outside P see nothing new: the range is complete
+        converged = exhausted or (len(s) >= k and bool(np.all(residuals <= target)))
+        stopped = monitor(np.max(residuals / np.maximum(s[:k], eps * top), initial=0.0) if len(s) >= k else np.inf)
+        spent = M.counter.passes + 2 > budget
+        missed = None
+        if converged and verify and not (exhausted or stopped or spent):
+            missed = _missed(M, P @ like(X[:, :k], P), s[0], s[k - 1], fresh)
+        converged = converged and missed is None
+        if stopped or spent or converged:
+            break
+        if Q.shape[1] + Qi.shape[1] > max_basis and len(s) > k:
+            keep = max(k, min(k + max(extra, k // 2), max_basis - Qi.shape[1], len(s)))
+            Q, P, R = Q @ like(Zh[:keep].conj().T, Q), P @ like(X[:, :keep], P), np.diag(s[:keep])
+            restarts += 1
+        Q = xp.concat([Q, Qi], axis=1)
+        Pi, Ri, C = orthonormal_block(M.rmatmat(Qi), P, floor=floor)
+        P = xp.concat([P, Pi], axis=1)
+        R = np.block([[R, C], [np.zeros((len(Ri), R.shape[1])), Ri]])
+        W, old, random = Pi, Pi.shape[1], False
+        if missed is not None or not old:  # a copy was missed, or the space is invariant: look elsewhere
+            known = fresh(block) if missed is None else xp.concat([missed, fresh(block)], axis=1)
+            W = xp.concat([Pi, orthonormal_block(known, P, floor=0.0)[0][:, : M.shape[1] - P.shape[1]]], axis=1)
+            random = True
+        if not W.shape[1]:
+            W = fresh(1)  # P is the whole space; one more product shows that Q is complete
+            random = True
+    k = min(k, len(s))
+    U, V = Q @ like(Zh[:k].conj().T, Q), P @ like(X[:, :k], P)
+    worst = np.max(residuals[:k] / np.maximum(s[:k], eps * top), initial=0.0)
+    message = "converged" if converged else f"max_passes = {max_passes} reached with residual {worst:.1e}, tol {tol:.1e}"
+    return Triplets(U, s[:k], V, residuals[:k], converged, restarts, block, message)
+
+
+def _missed(M, V, top, smallest, fresh, *, width=4, rounds=2):
+    """Return directions outside V on which A is larger than `smallest`, or None if random ones show none.
+
+    A Krylov space grown from b columns holds at most b copies of a repeated singular value, and its residuals cannot
+    tell that there are more.
+    """
+
+    def outside(X):
+        return X - V @ (adjoint(V) @ X)
+
+    G = orth(outside(fresh(width)))[0]
+    for _ in range(rounds):
+        G = orth(outside(M.gram_matmat(G)))[0]
+    Y = M.matmat(G)
+    found = float(np.sqrt(np.linalg.norm(to_host(adjoint(Y) @ Y), 2)))
+    slack = 100 * eps_of(M.xp, M.dtype) * top * np.sqrt(M.shape[1])
+    return G if found > smallest * (1 + 1e-3) + slack else None

@@ -1,0 +1,191 @@
+"""What every kind of storage offers to `Matrix`, and the views made of another matrix: adjoint, centred, scaled."""
+
+from array_api_compat import array_namespace
+
+from rnla._backend import adjoint
+
+
+class Storage:
+    """One kind of storage; the defaults are those of a matrix known only through its products.
+
+    A subclass has ``matmat(X, out=None)`` and ``rmatmat(Y, out=None)``; `out` is a hint that only dense NumPy takes.
+    """
+
+    nnz = None
+    array = None
+    one_pass_gram = False  # gram_matmat reads every entry once
+    one_pass_adjoint_gram = False  # adjoint_gram_matmat reads every entry once
+
+    def __init__(self, shape, dtype, xp, device):
+        self.shape = shape
+        self.dtype = dtype
+        self.xp = xp
+        self.device = device
+
+    def gram_matmat(self, X):
+        """Return ``A^H (A X)``."""
+        return self.rmatmat(self.matmat(X))
+
+    def adjoint_gram_matmat(self, Y):
+        """Return ``A (A^H Y)``."""
+        return self.matmat(self.rmatmat(Y))
+
+    def row_blocks(self):
+        """Return an iterator of (first row, dense rows), or None."""
+        return None
+
+    def column_blocks(self):
+        """Return an iterator of (first column, dense columns), or None."""
+        return None
+
+    def fro_norm_sq(self, scale=1.0):
+        """Return ``||scale * A||_F**2``, or None where the entries are out of reach."""
+        return None
+
+    def col_mean(self):
+        """Return the mean of every column."""
+        m = self.shape[0]
+        ones = self.xp.ones((m, 1), dtype=self.dtype, device=self.device)
+        sums = adjoint(self.rmatmat(ones))[0, :]
+        return sums / m
+
+    def centered(self, mean):
+        """Return ``A - 1 mean^T``."""
+        return Centered(self, mean)
+
+    def adjoint(self):
+        """Return ``A^H``."""
+        return Adjoint(self)
+
+
+class Adjoint(Storage):
+    """``A^H``, with the two products of A exchanged."""
+
+    def __init__(self, inner):
+        super().__init__(inner.shape[::-1], inner.dtype, inner.xp, inner.device)
+        self.inner = inner
+        self.nnz = inner.nnz
+        self.one_pass_gram = inner.one_pass_adjoint_gram
+        self.one_pass_adjoint_gram = inner.one_pass_gram
+
+    def matmat(self, X, out=None):
+        return self.inner.rmatmat(X, out)
+
+    def rmatmat(self, Y, out=None):
+        return self.inner.matmat(Y, out)
+
+    def gram_matmat(self, X):
+        return self.inner.adjoint_gram_matmat(X)
+
+    def adjoint_gram_matmat(self, Y):
+        return self.inner.gram_matmat(Y)
+
+    def row_blocks(self):
+        return _adjoints(self.inner.column_blocks())
+
+    def column_blocks(self):
+        return _adjoints(self.inner.row_blocks())
+
+    def fro_norm_sq(self, scale=1.0):
+        return self.inner.fro_norm_sq(scale)
+
+    def adjoint(self):
+        return self.inner
+
+
+class Centered(Storage):
+    """``A - 1 mean^T`` without forming it: for sparse matrices and operators.
+
+    Where rows are at hand the mean is subtracted from them instead (`Blocked`), which loses fewer digits when the mean
+    is large against the deviations.
+    """
+
+    def __init__(self, inner, mean):
+        super().__init__(inner.shape, inner.dtype, inner.xp, inner.device)
+        self.inner = inner
+        self.mean = mean
+        self.nnz = inner.nnz
+
+    def matmat(self, X, out=None):
+        return self.inner.matmat(X) - self.mean[None, :] @ X
+
+    def rmatmat(self, Y, out=None):
+        sums = self.xp.sum(Y, axis=0, keepdims=True)
+        return self.inner.rmatmat(Y) - adjoint(self.mean[None, :]) @ sums
+
+
+class Scaled(Storage):
+    """``alpha * A``. The factor goes on the argument, so that A with entries near overflow or underflow is safe."""
+
+    def __init__(self, inner, alpha):
+        super().__init__(inner.shape, inner.dtype, inner.xp, inner.device)
+        self.inner = inner
+        self.alpha = alpha
+        self.nnz = inner.nnz
+        self.one_pass_gram = inner.one_pass_gram
+        self.one_pass_adjoint_gram = inner.one_pass_adjoint_gram
+
+    def matmat(self, X, out=None):
+        return self.inner.matmat(self.alpha * X, out)
+
+    def rmatmat(self, Y, out=None):
+        return self.inner.rmatmat(self.alpha * Y, out)
+
+    def gram_matmat(self, X):
+        return self.alpha * self.inner.gram_matmat(self.alpha * X)
+
+    def adjoint_gram_matmat(self, Y):
+        return self.alpha * self.inner.adjoint_gram_matmat(self.alpha * Y)
+
+    def row_blocks(self):
+        return _multiples(self.alpha, self.inner.row_blocks())
+
+    def column_blocks(self):
+        return _multiples(self.alpha, self.inner.column_blocks())
+
+    def fro_norm_sq(self, scale=1.0):
+        return self.inner.fro_norm_sq(self.alpha * scale)
+
+    def col_mean(self):
+        return self.alpha * self.inner.col_mean()
+
+    def centered(self, mean):
+        return Scaled(self.inner.centered(mean / self.alpha), self.alpha)
+
+    def adjoint(self):
+        return Scaled(self.inner.adjoint(), self.alpha)
+
+
+def _adjoints(blocks):
+    return None if blocks is None else ((start, adjoint(B)) for start, B in blocks)
+
+
+def _multiples(alpha, blocks):
+    return None if blocks is None else ((start, alpha * B) for start, B in blocks)
+
+
+def adjoint_product(B, Y):
+    """Return ``B^H Y``; only the thin `Y` and the result are conjugated, never `B`."""
+    xp = array_namespace(B, Y)
+    if xp.isdtype(B.dtype, "complex floating"):
+        return xp.conj(B.T @ xp.conj(Y))
+    return B.T @ Y
+
+
+def wide_dtype(dtype, xp):
+    """Return the double-precision type of the same kind, in which sums over many blocks are kept."""
+    return xp.complex128 if xp.isdtype(dtype, "complex floating") else xp.float64
+
+
+def sum_of_squares(B, scale):
+    """Return ``||scale * B||_F**2`` in double precision, with temporaries of the size of `B`."""
+    xp = array_namespace(B)
+    wide = xp.astype(B, wide_dtype(B.dtype, xp)) * scale
+    if xp.isdtype(wide.dtype, "complex floating"):
+        return float(xp.sum(xp.real(wide) ** 2 + xp.imag(wide) ** 2))
+    return float(xp.sum(wide * wide))
+
+
+def spans(length, step):
+    """Cut ``range(length)`` into slices of `step`."""
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]

@@ -1,0 +1,86 @@
+"""Singular triplets from sketches that do not adapt: one read of the rows, or one product with A and one with A^H."""
+
+import math
+import warnings
+
+import numpy as np
+
+from rnla._backend import adjoint, columns, eps_of
+from rnla._errors import AccuracyWarning
+from rnla._orth import like, orth
+from rnla._rangefinder import check_range, column_squares, host_svd, thin_svd
+from rnla._sketch import test_matrix
+
+
+def row_stream(M, k, n_oversamples, sketch, key, caller):
+    """Compute ``Y = A Omega`` and ``H = A^H A Omega`` in one read of the rows; return U, s, V and ``||A||_F**2``.
+
+    As accurate as subspace iteration with two passes and as many columns, ``2 k + n_oversamples``.
+
+    References
+    ----------
+    .. [1] Tropp, Yurtsever, Udell, Cevher, SIAM J. Sci. Comput. 41 (2019), for the setting and the comparison.
+    """
+    blocks, swap = M.row_blocks(), False
+    if blocks is None:  # columns of A are rows of its adjoint
+        M, swap = M.H, True
+        blocks = M.row_blocks()
+    if blocks is None:
+        raise ValueError(f"{caller}: method 'rowstream' needs the rows or columns of A; got a matrix known by products.")
+    xp, eps = M.xp, eps_of(M.xp, M.dtype)
+    count = min(2 * k + n_oversamples, *M.shape)
+    X = test_matrix(sketch, key, M.shape[1], count, xp=xp, device=M.device, dtype=M.dtype)
+    Y = columns(xp, M.shape[0], count, dtype=M.dtype, device=M.device)
+    wide = xp.complex128 if xp.isdtype(M.dtype, "complex floating") else xp.float64
+    H = xp.zeros((M.shape[1], count), dtype=wide, device=M.device)  # sums over many blocks
+    total = 0.0
+    for start, block in blocks:
+        total += float(np.sum(column_squares(block)))
+        part = block @ X
+        Y[start : start + block.shape[0], :] = part
+        H = H + xp.astype(adjoint(block) @ part, wide)
+    check_range(M, X, xp.astype(H, M.dtype), caller, power=2)
+    Q, R = orth(Y)
+    W, s, Zh = host_svd(R)
+    keep = int(np.sum(s > 10 * math.sqrt(eps) * s[0])) if s[0] > 0 else 0
+    if keep < k and s[min(keep, len(s) - 1)] > 100 * eps * s[0]:
+        # Dividing H by smaller values would blow up its rounding; only a second read could tell them from zero.
+        warnings.warn(
+            f"{caller}: one pass resolves {keep} of {k} singular values, those above {10 * math.sqrt(eps):.0e} of the "
+            "largest; allow more passes for the others.",
+            AccuracyWarning,
+            stacklevel=6,
+        )
+    # B = U^H A with U = Q W: from Y^H A = H^H, and Y = U s Zh.
+    Bh = xp.astype(H, M.dtype) @ like(Zh[:keep].conj().T / s[:keep], Y)
+    V, s, Xh = thin_svd(Bh)
+    U = (Q @ like(W[:, :keep], Q)) @ adjoint(Xh)
+    return (V, s, U, total) if swap else (U, s, V, total)
+
+
+def generalized_nystrom(M, k, n_oversamples, sketch, key, caller):
+    """Combine the sketches ``A X`` and ``Y^H A``, two products that may be made in any order; return U, s, V, None.
+
+    Not a projection: on a flat spectrum its singular values are far too large.
+
+    References
+    ----------
+    .. [1] Nakatsukasa, arXiv 2009.11392.  [2] Tropp, Yurtsever, Udell, Cevher, SIAM J. Matrix Anal. Appl. 38 (2017).
+    """
+    m, n = M.shape
+    count = min(k + n_oversamples, m, n)
+    more = min(count + -(-count // 2), m)
+    place = {"xp": M.xp, "device": M.device, "dtype": M.dtype}
+    X = test_matrix(sketch, key, n, count, **place)
+    Y = test_matrix(sketch, key, m, more, stream=1, **place)
+    AX = M.matmat(X)
+    check_range(M, X, AX, caller)
+    Q = orth(AX)[0]
+    AhY = M.rmatmat(Y)
+    # Least squares (Y^H Q) B = Y^H A by orthogonal factors: a pseudoinverse of the core would lose its small part.
+    G, s, Wh = thin_svd(adjoint(Y) @ Q)
+    cut = s > 10 * eps_of(M.xp, M.dtype) * M.xp.max(s)
+    inverse = M.xp.where(cut, 1 / M.xp.where(cut, s, M.xp.ones_like(s)), M.xp.zeros_like(s))
+    Bh = AhY @ (G * inverse) @ Wh
+    V, s, Xh = thin_svd(Bh)
+    return Q @ adjoint(Xh), s, V, None

@@ -1,0 +1,395 @@
+"""Orthonormal bases of the range of a matrix: of fixed rank, to a tolerance, and from a single pass."""
+
+import math
+import numbers
+
+import numpy as np
+
+from rnla._backend import adjoint, check_finite, columns, eps_of, from_host, is_meta, key_from_rng, to_host
+from rnla._lowrank import QBResult, SVDInfo
+from rnla._matrix import as_matrix
+from rnla._orth import like, orth, orthonormal_block
+from rnla._progress import Monitor
+from rnla._sketch import test_matrix
+
+KINDS = ("gaussian", "rademacher", "uniform", "sparse")
+TRUSTED = 100.0  # ||A||^2 - ||B||^2 is believed down to this many rounding units of ||A||^2 a block
+# Bounds on the entries of A X between which squares of squares neither overflow nor lose digits to underflow.
+SAFE = {"float64": (1e-60, 1e60), "float32": (1e-4, 1e8)}
+
+
+class OutOfRange(Exception):
+    """Entries so large or small that their squares leave the range of the dtype: start again with `factor` times A."""
+
+    def __init__(self, factor):
+        super().__init__(f"scale by {factor}")
+        self.factor = factor
+
+
+def check_range(M, X, product, caller, *, power=1):
+    """Check the first product with A (or, ``power=2``, with A^H A): NaN is refused, an extreme scale is reported.
+
+    Raises
+    ------
+    ValueError
+        If A X has a NaN or an infinity.
+    OutOfRange
+        If A must be scaled.
+    """
+    if is_meta(product):
+        return
+    xp = M.xp
+    low, high = SAFE["float32" if M.dtype in (xp.float32, xp.complex64) else "float64"]
+    top = float(xp.max(xp.abs(product)))
+    if math.isfinite(top) and low**power <= top <= high**power:
+        return
+    y = M.matmat(X[:, :1])
+    check_finite(y, caller, "A")
+    top = float(xp.max(xp.abs(y)))
+    if top > 0 and abs(math.log2(top)) > 10:
+        raise OutOfRange(2.0 ** -round(math.log2(top)))
+
+
+def power_range(M, count, n_iter, sketch, key, caller):
+    """Return an orthonormal basis, shape (m, count), of the range of ``(A A^H)^n_iter A Omega``.
+
+    Orthonormalises after every product: otherwise all below ``eps**(1 / (2 n_iter + 1)) * sigma_1`` is lost (HMT,
+    Remark 4.3). Reads A ``2 n_iter + 1`` times, or ``n_iter + 1`` where the storage forms A^H (A X) in one read.
+    """
+    X = test_matrix(sketch, key, M.shape[1], count, xp=M.xp, device=M.device, dtype=M.dtype)
+    if M.one_pass_gram:
+        for step in range(n_iter):
+            Z = M.gram_matmat(X)
+            if step == 0:
+                check_range(M, X, Z, caller, power=2)
+            X = orth(Z)[0]
+        Y = M.matmat(X)
+        if n_iter == 0:
+            check_range(M, X, Y, caller)
+        return orth(Y)[0]
+    Y = M.matmat(X)
+    check_range(M, X, Y, caller)
+    Q = orth(Y)[0]
+    for _ in range(n_iter):
+        X = orth(M.rmatmat(Q))[0]
+        Q = orth(M.matmat(X))[0]
+    return Q
+
+
+def range_finder(A, k, *, n_oversamples=10, n_iter=2, sketch="gaussian", rng=None):
+    """Compute an orthonormal basis that captures most of the range of `A`.
+
+    Reads `A` ``2 * n_iter + 1`` times (``n_iter + 1`` times for files and dask arrays).
+
+    Parameters
+    ----------
+    A : matrix of any kind that `rnla.svd` accepts, shape (m, n)
+        Only products with it are used.
+    k : int
+        Target rank.
+    n_oversamples : int
+        Columns beyond `k`; more of them lower the risk of a poor basis.
+    n_iter : int
+        Power iterations; each shrinks the tail by a further ``(sigma_{k+1} / sigma_k)**2``.
+    sketch : {"gaussian", "rademacher", "uniform", "sparse"}
+        Distribution of the test matrix.
+    rng : None, int or numpy.random.Generator
+        Source of the test matrix.
+
+    Returns
+    -------
+    array, shape (m, min(k + n_oversamples, m, n))
+        Orthonormal columns Q; ``Q @ (Q^H @ A)`` approximates A.
+
+    Raises
+    ------
+    ValueError
+        If `k` is out of range, or `A` is not two-dimensional or not finite.
+    TypeError
+        If `A` is of an unsupported kind or dtype.
+
+    References
+    ----------
+    .. [1] Halko, Martinsson, Tropp, SIAM Review 53 (2011), Algorithms 4.3 and 4.4, Theorem 10.6.
+
+    Examples
+    --------
+    >>> Q = rnla.range_finder(np.diag([3.0, 2.0, 0.0, 0.0]), 2, n_oversamples=0, rng=0)
+    >>> np.round(np.abs(Q[2:]).max(), 12) + 0.0
+    0.0
+    """
+    caller = "rnla.range_finder"
+    M = as_matrix(A, caller)
+    check_rank(k, M, caller)
+    check_count(n_oversamples, "n_oversamples", caller, least=0)
+    check_count(n_iter, "n_iter", caller, least=0)
+    check_choice(sketch, "sketch", KINDS, caller)
+    count = min(k + n_oversamples, *M.shape)
+    key = key_from_rng(rng, caller)
+    return in_range(lambda M: power_range(M, count, n_iter, sketch, key, caller), M)[0]
+
+
+def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="auto", sketch="gaussian", rng=None,
+       callback=None, progress=False):  # fmt: skip
+    """Factor ``A ~ Q B`` with orthonormal Q, to a given rank or to a given precision.
+
+    With a precision, columns are added block by block until the error is met, then the surplus ones are dropped. Each
+    block reads `A` ``2 * n_iter + 2`` times.
+
+    Parameters
+    ----------
+    A : matrix of any kind that `rnla.svd` accepts, shape (m, n)
+        Only products with it are used.
+    k : int, optional
+        Rank; with `rtol` or `atol` the largest rank.
+    rtol, atol : float, optional
+        End when ``||A - Q B|| <= max(rtol * ||A||, atol)``.
+    norm : {"fro", 2}
+        Norm in which the precision is meant; 2 is estimated by a power method.
+    n_iter : int
+        Power iterations for every block.
+    block_size : int or "auto"
+        Columns added at a time.
+    sketch : {"gaussian", "rademacher", "uniform", "sparse"}
+        Distribution of the test matrix.
+    rng : None, int or numpy.random.Generator
+        Source of the test matrix.
+    callback : callable, optional
+        Called after each block with a record ``(iteration, error, seconds)``, the error relative to ``||A||``.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    QBResult
+        ``Q`` (m, r), ``B`` (r, n); ``.info`` says whether the precision was met.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or `A` is not two-dimensional or not finite.
+    TypeError
+        If `A` is of an unsupported kind or dtype.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the largest rank is reached before the precision.
+
+    References
+    ----------
+    .. [1] Yu, Gu, Li, SIAM J. Matrix Anal. Appl. 39 (2018), Algorithm 2 (randQB_EI), Theorem 3.
+
+    Examples
+    --------
+    >>> A = np.diag([1.0, 0.1, 0.01, 0.001])
+    >>> rnla.qb(A, rtol=0.05, rng=0).rank
+    2
+    """
+    caller = "rnla.qb"
+    M = as_matrix(A, caller)
+    check_precision(k, rtol, atol, M, caller)
+    check_choice(norm, "norm", ("fro", 2), caller)
+    check_count(n_iter, "n_iter", caller, least=0)
+    check_choice(sketch, "sketch", KINDS, caller)
+    if block_size != "auto":
+        check_count(block_size, "block_size", caller)
+    key = key_from_rng(rng, caller)
+    monitor = Monitor(callback, progress, caller)
+    passes, matvecs = M.counter.passes, M.counter.matvecs
+
+    def run(M):
+        if rtol is None and atol is None:
+            Q = power_range(M, k, n_iter, sketch, key, caller)
+            return Q, adjoint(M.rmatmat(Q)), True, None
+        U, s, V, met, error = adaptive_qb(
+            M, k or min(M.shape), rtol, atol, norm, n_iter=n_iter, block_size=block_size, sketch=sketch, key=key,
+            monitor=monitor, caller=caller,
+        )  # fmt: skip
+        return U, adjoint(V * like(s, V)), met, error
+
+    (Q, B, converged, error), factor = in_range(run, M)
+    monitor.close()
+    B = B / factor if factor != 1 else B
+    message = "precision met" if converged else f"rank {Q.shape[1]} reached before the precision"
+    if rtol is None and atol is None:
+        message = "fixed rank"
+    if not converged:
+        warn_not_converged(caller, message)
+    info = SVDInfo(
+        "qb", M.counter.passes - passes, M.counter.matvecs - matvecs, 0, converged, None, error, Q.shape[1], Q.shape[1],
+        key, M.dtype, monitor.seconds, message, tuple(monitor.history),
+    )  # fmt: skip
+    return QBResult(Q, B, info)
+
+
+def adaptive_qb(M, k, rtol, atol, norm, *, n_iter, block_size, sketch, key, monitor, caller):
+    """Grow ``Q B`` by blocks until the error is below the precision.
+
+    Return U, s, V with ``Q B = U s V^H`` and the surplus dropped, whether the precision is met, and the relative error.
+
+    The squared error is ``||A||_F**2 - ||B||_F**2``, free of charge but a difference: once it is near its rounding, or
+    if ``||A||_F`` is out of reach, fresh random vectors are multiplied by the residual instead.
+    """
+    xp, (m, n) = M.xp, M.shape
+    width = max(10, -(-n // 100)) if block_size == "auto" else block_size
+    eps, total = eps_of(xp, M.dtype), M.fro_norm_sq()
+    Q = columns(xp, m, 0, dtype=M.dtype, device=M.device)
+    Bh = columns(xp, n, 0, dtype=M.dtype, device=M.device)  # B^H: appended as columns
+    captured, used, scale, blocks, converged, error = 0.0, 0, 0.0, 0, False, math.inf
+    sampled, samples = 0.0, 0
+    while not converged and Q.shape[1] < k and not monitor.stopped:
+        count = min(width, k - Q.shape[1])
+        X = test_matrix(sketch, key, n, count, xp=xp, device=M.device, dtype=M.dtype, start=used)
+        used, blocks = used + count, blocks + 1
+        Y = M.matmat(X)
+        if blocks == 1:
+            check_range(M, X, Y, caller)
+        check_finite(Y, caller, "A")
+        if total is None:  # E ||A x||^2 = ||A||_F^2
+            sampled, samples = sampled + float(np.sum(column_squares(Y))), samples + count
+        scale = max(scale, math.sqrt(float(np.max(column_squares(Y)))))
+        floor = eps * math.sqrt(max(m, n)) * scale
+        Qi = orthonormal_block(Y - Q @ (adjoint(Bh) @ X), Q, floor=floor)[0]
+        for _ in range(n_iter if Qi.shape[1] else 0):
+            Z = orth(M.rmatmat(Qi) - Bh @ (adjoint(Q) @ Qi))[0]
+            Qi = orthonormal_block(M.matmat(Z) - Q @ (adjoint(Bh) @ Z), Q, floor=0.0)[0]
+        exhausted = Qi.shape[1] < count
+        Bih = M.rmatmat(Qi)
+        Q, Bh = xp.concat([Q, Qi], axis=1), xp.concat([Bh, Bih], axis=1)
+        captured += float(np.sum(column_squares(Bih)))
+        norm_sq = total if total is not None else max(sampled / samples, captured)
+        bound = max((rtol or 0.0) * math.sqrt(norm_sq), atol or 0.0)
+        gap = norm_sq - captured
+        if norm == "fro" and total is not None and gap > TRUSTED * eps * norm_sq * math.sqrt(blocks):
+            error = math.sqrt(gap)
+        else:
+            error, reference = sampled_error(M, Q, Bh, norm, sketch, key + 1)
+            bound = max((rtol or 0.0) * (reference if norm == 2 else math.sqrt(norm_sq)), atol or 0.0)
+        converged = error <= bound or exhausted
+        monitor(error / math.sqrt(norm_sq) if norm_sq else 0.0)
+        width = width if block_size != "auto" else min(128, math.ceil(1.5 * width))
+    slack = math.sqrt(max(bound**2 - error**2, 0.0)) if norm == "fro" else max(bound - error, 0.0)
+    V, s, Wh = thin_svd(Bh)  # B^H = V s W^H, so Q B = (Q W) s V^H
+    s = to_host(s).real
+    tail = np.sqrt(np.cumsum(s[::-1] ** 2))[::-1] if norm == "fro" else s
+    keep = int(np.sum(tail > slack))
+    relative = None
+    if norm == "fro" and norm_sq > 0:
+        relative = math.sqrt(error**2 + float(np.sum(s[keep:] ** 2))) / math.sqrt(norm_sq)
+    return Q @ adjoint(Wh)[:, :keep], s[:keep], V[:, :keep], converged, relative
+
+
+def sampled_error(M, Q, Bh, norm, sketch, key, *, count=8, steps=4):
+    """Estimate ``||A - Q B||`` and ``||A||_2`` from products of the residual with fresh random vectors."""
+    G = test_matrix("gaussian", key % 2**64, M.shape[1], count, xp=M.xp, device=M.device, dtype=M.dtype)
+    Y = M.matmat(G) - Q @ (adjoint(Bh) @ G)
+    top = float(np.linalg.norm(to_host(adjoint(Bh) @ Bh), 2)) ** 0.5
+    if norm == "fro":
+        return math.sqrt(float(np.sum(column_squares(Y))) / count), top
+    estimate = 0.0
+    for _ in range(steps):
+        G = M.rmatmat(Y) - Bh @ (adjoint(Q) @ Y)
+        if float(np.max(column_squares(G))) == 0:
+            return estimate, top
+        G = orth(G)[0]
+        Y = M.matmat(G) - Q @ (adjoint(Bh) @ G)
+        estimate = float(np.linalg.norm(to_host(adjoint(Y) @ Y), 2)) ** 0.5
+    return estimate, top
+
+
+def thin_svd(X):
+    """Return U, S, Vh of a tall or wide block in its own library: QR of the long side, then the SVD of the small R.
+
+    Never by way of the eigenvalues of ``X^H X``: those lose all singular values below ``sqrt(eps) * sigma_1``.
+    """
+    from array_api_compat import array_namespace, device
+
+    xp = array_namespace(X)
+    if is_meta(X) or 0 in X.shape:
+        return tuple(xp.linalg.svd(X, full_matrices=False))
+    if X.shape[0] < X.shape[1]:
+        V, s, Uh = thin_svd(adjoint(X))
+        return adjoint(Uh), s, adjoint(V)
+    Q, R = orth(X)
+    U, s, Vh = host_svd(R)
+    real = xp.float32 if X.dtype in (xp.float32, xp.complex64) else xp.float64
+    return Q @ like(U, X), from_host(s, xp, real, device(X)), like(Vh, X)
+
+
+def host_svd(X):
+    """Return the thin SVD of a small matrix on the host; never fails on finite input."""
+    try:
+        return np.linalg.svd(X, full_matrices=False)
+    except np.linalg.LinAlgError:  # divide and conquer has, rarely, not converged where QR iteration does
+        from scipy.linalg import svd
+
+        return svd(X, full_matrices=False, lapack_driver="gesvd", check_finite=False)
+
+
+def in_range(compute, M):
+    """Return ``compute(M)``, or that of M times a power of two if the squares of its entries overflow, and that power."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # every product is checked
+        try:
+            return compute(M), 1.0
+        except OutOfRange as out:
+            return compute(M.scaled(out.factor)), out.factor
+
+
+def column_squares(X):
+    """Return the squared norms of the columns of a block, on the host in double precision."""
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(X)
+    wide = xp.complex128 if xp.isdtype(X.dtype, "complex floating") else xp.float64
+    return to_host(xp.sum(xp.abs(xp.astype(X, wide)) ** 2, axis=0)).real
+
+
+def check_rank(k, M, caller):
+    """Raise unless `k` is an integer in ``1..min(m, n)``."""
+    if isinstance(k, (bool, np.bool_)) or not isinstance(k, numbers.Integral):
+        raise TypeError(f"{caller}: k must be an integer; got {type(k).__name__} {k!r}.")
+    if not 1 <= k <= min(M.shape):
+        raise ValueError(f"{caller}: k must be in 1..{min(M.shape)} for A of shape {M.shape}; got {k}.")
+
+
+def check_precision(k, rtol, atol, M, caller):
+    """Raise unless a rank or a precision is given, each in its range."""
+    if k is None and rtol is None and atol is None:
+        raise ValueError(f"{caller}: one of k, rtol and atol must be given; got none.")
+    if k is not None:
+        check_rank(k, M, caller)
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None:
+            check_number(value, name, caller)
+
+
+def check_number(value, name, caller):
+    """Raise unless `value` is a finite real number that is not negative."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{caller}: {name} must be a real number; got {type(value).__name__} {value!r}.")
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{caller}: {name} must be finite and not negative; got {value}.")
+
+
+def check_count(value, name, caller, *, least=1):
+    """Raise unless `value` is an integer, at least `least`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{caller}: {name} must be an integer; got {type(value).__name__} {value!r}.")
+    if value < least:
+        raise ValueError(f"{caller}: {name} must be at least {least}; got {value}.")
+
+
+def check_choice(value, name, choices, caller):
+    """Raise unless `value` is one of `choices`."""
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+        raise ValueError(f"{caller}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+def warn_not_converged(caller, message):
+    """Issue a ConvergenceWarning at the line of the user's call."""
+    import warnings
+
+    from rnla._errors import ConvergenceWarning
+
+    warnings.warn(f"{caller}: {message}.", ConvergenceWarning, stacklevel=3)

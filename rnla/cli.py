@@ -1,0 +1,298 @@
+"""The command line: ``rnla svd``, ``rnla info`` and ``rnla demo``.
+
+Exit codes: 0 done; 1 failed, or not converged; 2 the command line is wrong.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import rnla
+
+METHODS = ("auto", "dense", "qr", "rsi", "krylov", "gram", "rowstream", "gnystrom")
+PICTURE_ENDINGS = (".png", ".pdf", ".svg", ".jpg")
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments without the name of the program; those of the process by default.
+
+    Returns
+    -------
+    int
+        0 done; 1 failed or not converged. A wrong command line ends in ``SystemExit(2)``, as argparse does it.
+
+    Examples
+    --------
+    >>> from rnla.cli import main
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = str(pathlib.Path(folder, "A.npy"))
+    ...     np.save(path, np.diag([3.0, 2.0, 1.0]))
+    ...     main(["svd", path, "-k", "2", "-o", str(pathlib.Path(folder, "out.npz")), "--quiet"])
+    0
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        message = str(error) or type(error).__name__
+    except MemoryError as error:
+        message = f"out of memory: {error}"
+    _complain(args, re.sub(r"^rnla[\w.]*: ", "", message))
+    return 1
+
+
+def _parser():
+    """Build the parser; each command names the function that runs it."""
+    parser = argparse.ArgumentParser(prog="rnla", description="Randomized low-rank linear algebra.")
+    parser.add_argument("--version", action="version", version=f"rnla {rnla.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    svd = commands.add_parser(
+        "svd",
+        help="leading singular values and vectors of the matrix in a file",
+        description="Compute the leading singular values and vectors of the matrix in a file and write U, S and Vh.",
+        epilog="Exit code: 0 done, 1 failed or not converged, 2 wrong command line.",
+    )
+    svd.add_argument("file", metavar="FILE", type=Path, help=".npy .npz .mtx .mtx.gz .h5 .zarr or an image")
+    svd.add_argument("-k", type=_positive_integer, help="rank; with --rtol: the largest rank")
+    svd.add_argument("--rtol", type=_precision, help="stop at this relative Frobenius error instead of a given rank")
+    svd.add_argument("--tol", type=_precision, default=1e-2, help="relative residual of each triplet (default 1e-2)")
+    svd.add_argument("--method", choices=METHODS, default="auto", help="default: auto")
+    svd.add_argument("--center", action="store_true", help="subtract the mean of each column")
+    svd.add_argument("--max-passes", type=_positive_integer, help="limit on how often the matrix is read")
+    svd.add_argument("--seed", type=_seed, help="makes the result repeatable")
+    svd.add_argument("--key", help="name of the matrix in a .npz, .h5 or .zarr file that holds several")
+    svd.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="write the arrays U, S and Vh to this file")
+    svd.add_argument("--plot", type=Path, metavar="PICTURE", help="draw the singular values into this file")
+    svd.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    svd.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    svd.set_defaults(run=_svd, parser=svd)
+
+    info = commands.add_parser("info", help="versions, threads and devices")
+    info.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    info.set_defaults(run=_info)
+
+    demo = commands.add_parser("demo", help="run on data that ships with rnla and compare with LAPACK")
+    demo.add_argument("-o", "--output", type=Path, default=Path("rnla-demo.png"), metavar="PICTURE")
+    demo.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    demo.set_defaults(run=_demo, parser=demo)
+    return parser
+
+
+def _svd(args):
+    """``rnla svd``: check the command line, compute, write, report."""
+    _check_svd_arguments(args)
+    figure = _new_figure(6.4, 4.8) if args.plot else None
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        A = rnla.datasets.load_matrix(args.file, key=args.key)
+        result = _compute(args, A)
+    if args.output:
+        with replacing(args.output) as file:
+            np.savez(file, U=result.U, S=result.S, Vh=result.Vh)
+    if figure is not None:
+        _draw_scree(result, figure, args.plot)
+    _report(args, A, result)
+    for warning in caught:
+        if not issubclass(warning.category, rnla.ConvergenceWarning):  # said below
+            _complain(args, f"warning: {warning.message}")
+    if not result.info.converged:
+        written = f"; what was reached is in {args.output}" if args.output else ""
+        _complain(args, f"not converged: {result.info.message}{written}")
+        return 1
+    return 0
+
+
+def _compute(args, A):
+    """Call ``rnla.svd`` with what the command line says."""
+    options = {} if args.max_passes is None else {"max_passes": args.max_passes}
+    if args.rtol is not None:
+        options["rtol"] = args.rtol
+    return rnla.svd(
+        A,
+        args.k,
+        tol=args.tol,
+        method=args.method,
+        center=args.center,
+        rng=args.seed,
+        # A bar is for somebody who looks on, and for that only if the package that draws it is there.
+        progress=not args.quiet and sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None,
+        **options,
+    )
+
+
+def _check_svd_arguments(args):
+    """End with exit code 2 where the command line alone shows that it is wrong."""
+    if args.k is None and args.rtol is None:
+        args.parser.error("one of -k and --rtol is needed")
+    if args.output and args.output.suffix != ".npz":
+        args.parser.error(f"argument -o: the file must end in .npz; got {args.output}")
+    if args.json and args.quiet:
+        args.parser.error("argument --quiet: not allowed with argument --json")
+    for path in filter(None, (args.output, args.plot)):
+        if path.resolve() == args.file.resolve():
+            args.parser.error(f"the result would overwrite the input {args.file}")
+        _check_folder(args, path)
+    if args.plot:
+        _check_picture(args, args.plot)
+
+
+def _check_picture(args, path):
+    if path.suffix not in PICTURE_ENDINGS:
+        args.parser.error(f"the picture must end in one of {', '.join(PICTURE_ENDINGS)}; got {path}")
+
+
+def _check_folder(args, path):
+    if not path.parent.is_dir():
+        args.parser.error(f"there is no folder {path.parent}")
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Open a new file that takes the place of `path` at the end, or vanishes if anything goes wrong.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file to write; whoever reads it sees the old one or the whole new one.
+
+    Yields
+    ------
+    binary file
+        In the same folder, because a file can only be renamed at once within one file system.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _draw_scree(result, figure, path):
+    from rnla.plotting import scree
+
+    scree(result, figure.subplots()).set_title(f"{result.shape[0]} x {result.shape[1]}")
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=150)
+
+
+def _report(args, A, result):
+    """Print what was found, as text or as one JSON object."""
+    info = result.info
+    S = [float(s) for s in result.S]
+    if args.json:
+        facts = {
+            "file": str(args.file),
+            "shape": [int(n) for n in A.shape],
+            "rank": len(S),
+            "singular_values": S,
+            "method": info.method,
+            "passes": info.passes,
+            "error_estimate": _finite_or_none(info.error_estimate),
+            "seconds": info.elapsed,
+            "converged": bool(info.converged),
+            "message": info.message,
+            "output": str(args.output) if args.output else None,
+            "plot": str(args.plot) if args.plot else None,
+        }
+        print(json.dumps(facts, allow_nan=False))
+    elif not args.quiet:
+        error = _finite_or_none(info.error_estimate)
+        print(f"{args.file}: {A.shape[0]} x {A.shape[1]}, {A.dtype}")
+        print(f"rank {len(S)}, method {info.method}, {info.passes} passes, {info.elapsed:.3g} s")
+        print("relative Frobenius error " + ("not known" if error is None else f"{error:.3g}"))
+        print("singular values " + " ".join(f"{s:.4g}" for s in S[:8]) + (" ..." if len(S) > 8 else ""))
+        for path in filter(None, (args.output, args.plot)):
+            print(f"written: {path}")
+
+
+def _new_figure(width, height):
+    """Make a figure without a window; called before the work, to find out in time whether matplotlib is there."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a picture needs matplotlib: pip install 'rnla[viz]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _finite_or_none(x):
+    return float(x) if x is not None and math.isfinite(x) else None
+
+
+def _info(args):
+    """``rnla info``: print versions, BLAS, threads and devices."""
+    from rnla._environment import describe
+
+    facts = describe()
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for name, version in facts["versions"].items():
+        print(f"{name:18} {version or 'not installed'}")
+    print(f"{'BLAS':18} {', '.join(facts['blas'])}")
+    print(f"{'threads':18} {facts['threads']}")
+    print(f"{'devices':18} {', '.join(facts['devices'])}")
+    return 0
+
+
+def _demo(args):
+    """``rnla demo``: run on the data that ships with rnla."""
+    from rnla._demo import run
+
+    _check_picture(args, args.output)
+    _check_folder(args, args.output)
+    started = time.perf_counter()
+    figure = _new_figure(12, 8)
+    run(figure, args.seed)
+    with replacing(args.output) as file:
+        figure.savefig(file, format=args.output.suffix[1:], dpi=100)
+    print(f"\nwritten: {args.output} ({time.perf_counter() - started:.0f} s in all)")
+    return 0
+
+
+def _complain(args, message):
+    """Print one line on stderr."""
+    print(f"rnla {args.command}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _positive_integer(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1; got {text}")
+    return value
+
+
+def _seed(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 0; got {text}")
+    return value
+
+
+def _precision(text):
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number >= 0; got {text}")
+    return value

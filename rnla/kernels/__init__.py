@@ -1,0 +1,35 @@
+"""Hot loops, each behind one name; a kernel and its compiler are loaded when the name is first used."""
+
+from importlib import import_module
+
+_MODULE_OF = {
+    "csr_matmat": "_csr",
+    "fill_normal": "_philox",
+    "fwht": "_fwht",
+    "map_blocks": "_threads",
+    "num_threads": "_threads",
+    "random_words": "_philox",
+    "scatter_signs": "_scatter",
+}
+
+__all__ = [
+    "csr_matmat",
+    "fill_normal",
+    "fwht",
+    "map_blocks",
+    "num_threads",
+    "random_words",
+    "scatter_signs",
+]
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'rnla.kernels' has no attribute {name!r}")
+    value = getattr(import_module(f"rnla.kernels.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next use finds it without this function
+    return value
+
+
+def __dir__():
+    return sorted(__all__)

@@ -21,11 +21,19 @@ def parser():
     return top
 
 
+def result_name(options):
+    """Return the name of the results: a part of a benchmark must not overwrite those of the whole."""
+    settings = vars(options)
+    sizes = [size for size in ("quick", "tiny") if settings.get(size)]
+    part = ["part"] if settings.get("only") else []
+    return "-".join([options.benchmark, *sizes, *filter(None, [settings.get("table")]), *part])
+
+
 def main(arguments=None):
     """Run one benchmark, print its tables as Markdown and write them as JSON."""
     options = parser().parse_args(arguments)
     harness.limit_threads(options.threads)
-    report = harness.Report(options.benchmark, options.json)
+    report = harness.Report(options.benchmark, options.json or harness.RESULTS / f"{result_name(options)}.json")
     report.header(options.threads)
     BENCHMARKS[options.benchmark].run(options, report)
     report.close()

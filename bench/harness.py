@@ -132,8 +132,8 @@ def _version(name):
 class Report:
     """Collects rows in named tables and writes them to JSON as they come, so that a long run can be cut short."""
 
-    def __init__(self, benchmark, path=None):
-        self.path = path if path is not None else RESULTS / f"{benchmark}.json"
+    def __init__(self, benchmark, path):
+        self.path = path
         self.content = {"benchmark": benchmark, "machine": {}, "tables": {}}
         self.start = time.perf_counter()
 

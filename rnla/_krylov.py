@@ -8,9 +8,10 @@ sqrt(eps / tol) of the largest are lost. `two_sided` orthonormalises both sides 
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from rnla._backend import adjoint, check_finite, columns, eps_of, to_host
-from rnla._orth import like, orth, orthonormal_block
+from rnla._orth import like, orth, orthonormal_block, random_complement
 from rnla._rangefinder import check_range
 from rnla._sketch import test_matrix
 
@@ -21,7 +22,7 @@ class Triplets(NamedTuple):
     U: Any  # (m, k) or None
     s: np.ndarray  # (k,) on the host
     V: Any  # (n, k)
-    residuals: np.ndarray  # (k,) estimates of max(||A v - s u||, ||A^H u - s v||)
+    residuals: np.ndarray | None  # (k,) estimates of max(||A v - s u||, ||A^H u - s v||)
     converged: bool
     restarts: int
     block: int
@@ -117,7 +118,7 @@ class ShortBasis:
         if missing <= 0:
             return P[:, :width], B[:width]
         known = self.M.xp.concat([self.Q, P], axis=1)
-        extra = orthonormal_block(fresh(missing), known, floor=0.0)[0]
+        extra = random_complement(known, fresh, missing)
         return self.M.xp.concat([P, extra], axis=1), np.concatenate([B, np.zeros((extra.shape[1], B.shape[1]))])
 
 
@@ -178,10 +179,9 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
             missed = _missed(M, basis.Q @ like(S[:, :k], basis.Q), np.sqrt(values[0]), np.sqrt(values[k - 1]), fresh)
             if missed is not None:
                 # A copy was missed: the block is narrower than some multiplicity. Widen it, by what was found first.
-                wide = M.xp.concat([missed, fresh(max(width - missed.shape[1], 1))], axis=1)
                 known = M.xp.concat([basis.Q, P], axis=1)
-                extra = orthonormal_block(wide, known, floor=0.0)[0]
-                P = M.xp.concat([P, extra], axis=1)[:, : min(n - basis.size, max_basis - k)]
+                wide = random_complement(known, lambda count: _with_fresh(missed, count, fresh), 2 * width + missed.shape[1])
+                P = M.xp.concat([P, wide], axis=1)[:, : max_basis - k]
                 done = False
         if done or stopped or spent:
             break
@@ -299,8 +299,8 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
         R = np.block([[R, C], [np.zeros((len(Ri), R.shape[1])), Ri]])
         W, old, random = Pi, Pi.shape[1], False
         if missed is not None or not old:  # a copy was missed, or the space is invariant: look elsewhere
-            known = fresh(block) if missed is None else xp.concat([missed, fresh(block)], axis=1)
-            W = xp.concat([Pi, orthonormal_block(known, P, floor=0.0)[0][:, : M.shape[1] - P.shape[1]]], axis=1)
+            wide = 2 * block if missed is not None else block
+            W = xp.concat([Pi, random_complement(P, lambda count: _with_fresh(missed, count, fresh), wide)], axis=1)
             random = True
         if not W.shape[1]:
             W = fresh(1)  # P is the whole space; one more product shows that Q is complete
@@ -310,6 +310,13 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
     worst = np.max(residuals[:k] / np.maximum(s[:k], eps * top), initial=0.0)
     message = "converged" if converged else f"max_passes = {max_passes} reached with residual {worst:.1e}, tol {tol:.1e}"
     return Triplets(U, s[:k], V, residuals[:k], converged, restarts, block, message)
+
+
+def _with_fresh(found, count, fresh):
+    """Return `count` columns: those that were found, if any, then fresh random ones."""
+    if found is None or found.shape[1] >= count:
+        return fresh(count) if found is None else found[:, :count]
+    return array_namespace(found).concat([found, fresh(count - found.shape[1])], axis=1)
 
 
 def _missed(M, V, top, smallest, fresh, *, width=4, rounds=2):

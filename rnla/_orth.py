@@ -3,7 +3,7 @@
 import numpy as np
 
 from rnla._backend import adjoint, eps_of, from_host, is_meta, to_host
-from rnla._sketch import test_matrix
+from rnla._sketch import SparseSign
 
 CHOLESKY_LIMIT = 10.0  # a diagonal of the Cholesky factor below this times sqrt(eps) ends the trust in it
 
@@ -33,7 +33,7 @@ def orth(Y, method="auto"):
     .. [1] Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa, SIAM J. Sci. Comput. 42 (2020) (shifted Cholesky QR).
     .. [2] Balabanov, "Randomized Cholesky QR factorizations", arXiv 2210.09953.
     """
-    if is_meta(Y) or method == "qr" or Y.shape[0] < Y.shape[1]:
+    if is_meta(Y) or method == "qr" or Y.shape[0] < 2 * Y.shape[1]:
         return _householder(Y)
     attempts = {"cholqr2": (_cholesky_twice,), "rcholqr": (_sketched,), "auto": (_cholesky_twice, _sketched)}[method]
     for attempt in attempts:
@@ -48,7 +48,9 @@ def cholesky_step(Y):
     R = cholesky_factor(to_host(adjoint(Y) @ Y), eps_of_array(Y))
     if R is None:
         return None
-    return Y @ like(inverse_of_triangular(R), Y), R
+    # One product with the inverse is faster than a triangular solve for every row of Y, and NumPy's inverse, which runs
+    # in the BLAS that made the Gram matrix, is faster than a triangular one in SciPy's: two thread pools would compete.
+    return Y @ like(np.linalg.inv(R), Y), R
 
 
 def cholesky_factor(G, eps):
@@ -61,13 +63,6 @@ def cholesky_factor(G, eps):
     if not diagonal.size or diagonal.min() > CHOLESKY_LIMIT * np.sqrt(eps) * diagonal.max():
         return R
     return None
-
-
-def inverse_of_triangular(R):
-    """Invert a small upper triangular matrix: one product with it is faster than a solve with every row of a block."""
-    from scipy.linalg import solve_triangular
-
-    return solve_triangular(R, np.eye(len(R), dtype=R.dtype), check_finite=False)
 
 
 def like(X, Y):
@@ -129,6 +124,13 @@ def orthonormal_block(Z, Q, *, floor):
     return P, B, C
 
 
+def random_complement(Q, draw, count):
+    """Return `count` orthonormal columns orthogonal to `Q`, fewer if the space has no more, from ``draw(count)``."""
+    count = min(count, Q.shape[0] - Q.shape[1])
+    # Standard normal columns keep a norm of about the root of the dimension that is left: far above this floor.
+    return orthonormal_block(draw(count), Q, floor=1e4 * eps_of_array(Q))[0]
+
+
 def _basis(Z, floor):
     factors = cholesky_step(Z)
     if factors is not None and np.abs(np.diagonal(factors[1])).min(initial=np.inf) > floor:
@@ -146,15 +148,13 @@ def _cholesky_twice(Y):
 
 
 def _sketched(Y):
-    from array_api_compat import array_namespace, device
-
     # A sparse sign sketch of 2 b rows keeps every length within a factor of about 4: Y R0^-1 has condition below 10.
-    S = test_matrix("sparse", 0x5EED, Y.shape[0], 2 * Y.shape[1], xp=array_namespace(Y), device=device(Y), dtype=Y.dtype)
-    R0 = np.linalg.qr(to_host(adjoint(S) @ Y), mode="r")
+    S = SparseSign(2 * Y.shape[1], Y.shape[0], seed=0x5EED)
+    R0 = np.linalg.qr(to_host(S @ Y), mode="r")
     diagonal = np.abs(np.diagonal(R0))
     if not diagonal.min() > Y.shape[0] * eps_of_array(Y) * diagonal.max():
         return None
-    factors = _cholesky_twice(Y @ like(inverse_of_triangular(R0), Y))
+    factors = _cholesky_twice(Y @ like(np.linalg.inv(R0), Y))
     return None if factors is None else (factors[0], factors[1] @ R0)
 
 

@@ -40,12 +40,14 @@ class _Signs(Operator):
         """
         self._check_range(a, b, 1)
         out = np.empty((b - a, self.zeta), np.int32)
+        counters = -(-self.zeta // 4)
+        _philox.load_compiled((b - a) * counters)
 
         def fill(lo, hi):
-            words = kernels.random_words(self.key, 0, _philox.ROWS, (a + lo, a + hi), (0, -(-self.zeta // 4)))
+            words = kernels.random_words(self.key, 0, _philox.ROWS, (a + lo, a + hi), (0, counters))
             words = words.reshape(hi - lo, -1)[:, : self.zeta].T.astype(np.uint64)
             # The high bits of a word choose the row and the lowest one the sign: independent up to d / 2**32.
-            rows = self._rows_of(words).astype(np.int32)
+            rows = self._rows_of(words)
             out[lo:hi] = np.where(words & np.uint64(1), ~rows, rows).T
 
         kernels.map_blocks(fill, b - a, block=1 << 12)
@@ -112,11 +114,14 @@ class SparseSign(_Signs):
 
     def _rows_of(self, words):
         # Floyd's sample without replacement: the t-th draw is from one value more, which replaces a repetition.
-        rows = np.empty(words.shape, np.uint64)
+        rows = np.empty(words.shape, np.int32)
         for t in range(self.zeta):
-            size = np.uint64(self.shape[0] - self.zeta + t + 1)
-            draw = words[t] * size >> np.uint64(32)
-            rows[t] = np.where((rows[:t] == draw).any(axis=0), size - np.uint64(1), draw)
+            size = self.shape[0] - self.zeta + t + 1
+            rows[t] = words[t] * np.uint64(size) >> np.uint64(32)
+            repeated = np.zeros(words.shape[1], bool)
+            for earlier in rows[:t]:
+                repeated |= earlier == rows[t]
+            rows[t, repeated] = size - 1
         return rows
 
 
@@ -155,7 +160,7 @@ class SparseStack(_Signs):
 
     def _rows_of(self, words):
         edges = np.arange(self.zeta + 1, dtype=np.uint64) * np.uint64(self.shape[0]) // np.uint64(self.zeta)
-        return edges[:-1, None] + (words * np.diff(edges)[:, None] >> np.uint64(32))
+        return (edges[:-1, None] + (words * np.diff(edges)[:, None] >> np.uint64(32))).astype(np.int32)
 
 
 class CountSketch(SparseStack):

@@ -1,5 +1,7 @@
 """Truncated singular value decomposition of matrices of any kind, with controlled error."""
 
+from functools import partial
+
 import numpy as np
 
 from rnla._backend import adjoint, check_finite, eps_of, from_host, is_meta, key_from_rng, real_dtype, to_host
@@ -7,7 +9,7 @@ from rnla._krylov import TestColumns, Triplets, short_side, two_sided
 from rnla._lowrank import SVDInfo, SVDResult
 from rnla._matrix import as_matrix
 from rnla._onepass import generalized_nystrom, row_stream
-from rnla._orth import like, orth, orthonormal_block
+from rnla._orth import like, orth, random_complement
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     KINDS,
@@ -330,9 +332,10 @@ def _completed(found, M, k, key):
     parts = []
     for X, rows, stream in ((found.U, M.shape[0], 1), (found.V, M.shape[1], 2)):
         if X is not None:
-            place = {"xp": M.xp, "device": M.device, "dtype": M.dtype}
-            extra = orthonormal_block(test_matrix("gaussian", key, rows, missing, stream=stream, **place), X, floor=0.0)[0]
-            X = M.xp.concat([X, extra], axis=1)
+            draw = partial(
+                test_matrix, "gaussian", key, rows, stream=stream, xp=M.xp, device=M.device, dtype=M.dtype
+            )
+            X = M.xp.concat([X, random_complement(X, draw, missing)], axis=1)
         parts.append(X)
     padding = np.zeros(missing)
     residuals = None if found.residuals is None else np.concatenate([found.residuals, padding])

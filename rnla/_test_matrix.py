@@ -78,6 +78,8 @@ def _fill(out, kind, key, stream, row, col):
         fill = {"rademacher": _fill_signs, "uniform": _fill_uniform, "sparse": _fill_sparse}[kind]
         if kind == "rademacher" and out.dtype.kind == "c":
             fill = _fill_phases
+        per_counter = 2 if fill in (_fill_uniform, _fill_phases) else 128
+        _philox.load_compiled(parts.size // per_counter)
         kernels.map_blocks(
             lambda lo, hi: fill(parts[lo:hi], key, stream, row + lo, col),
             out.shape[0],

@@ -124,6 +124,16 @@ def test_compiled_normals_equal_the_reference_in_every_bit(dtype, block, key, st
     assert np.array_equal(ours, reference)
 
 
+def test_compiled_words_equal_the_reference(monkeypatch):
+    from rnla.kernels._philox_cpu import words_on_cpu
+
+    arguments = (2**63 + 9, 4, _philox.ROWS)
+    words = np.empty((700, 3, 4), np.uint32)
+    words_on_cpu(words, *arguments, 2**32 - 300, 5)
+    monkeypatch.delitem(sys.modules, "rnla.kernels._philox_cpu")
+    assert np.array_equal(words, kernels.random_words(*arguments, (2**32 - 300, 2**32 + 400), (5, 8)))
+
+
 @real_dtypes
 def test_a_block_of_normals_is_a_slice_of_the_whole(dtype):
     whole = kernels.fill_normal(np.empty((5000, 13), dtype), 3)

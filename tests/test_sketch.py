@@ -282,6 +282,27 @@ def test_row_sample_follows_its_probabilities():
     assert_close(S @ A, A[S.indices] / np.sqrt(expected[S.indices])[:, None], 1, 1.0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_operators_do_not_depend_on_the_number_of_threads(monkeypatch, name):
+    n = 20000  # several blocks for each of two levels of the code
+    A = normal((n, 12))
+
+    def results():
+        S = operator(name, 30, n, seed=1)
+        kind = {"Rademacher": "rademacher", "Uniform": "uniform", "SparseSign": "sparse"}.get(name, "gaussian")
+        return (
+            S @ A,
+            S.cols(0, 9000 if name not in ("SRTT", "SRHT") else 9),
+            S.H @ A[:30],
+            sketch.test_matrix(kind, 3, n, 20),
+        )
+
+    monkeypatch.setattr("rnla.kernels._threads.num_threads", lambda: 1)
+    serial = results()
+    monkeypatch.setattr("rnla.kernels._threads.num_threads", lambda: 2)
+    assert all(np.array_equal(a, b) for a, b in zip(serial, results(), strict=True))
+
+
 # Libraries and devices ---------------------------------------------------------------------------------------------
 
 

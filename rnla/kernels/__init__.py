@@ -4,6 +4,7 @@ from importlib import import_module
 
 _MODULE_OF = {
     "csr_matmat": "_csr",
+    "csr_rmatmat": "_csr",
     "fill_normal": "_philox",
     "fwht": "_fwht",
     "map_blocks": "_threads",
@@ -14,6 +15,7 @@ _MODULE_OF = {
 
 __all__ = [
     "csr_matmat",
+    "csr_rmatmat",
     "fill_normal",
     "fwht",
     "map_blocks",

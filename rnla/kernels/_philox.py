@@ -22,7 +22,7 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 # From this many numbers on, the compiled kernel is worth importing Numba (0.5 s) and compiling or reading its cache.
-_COMPILE_FROM = 1 << 20
+_COMPILE_FROM, _COMPILE_FROM_COUNTERS = 1 << 20, 1 << 17
 _CELLS = 1 << 13  # counters per block of the NumPy path: its temporaries stay in the cache
 _ROWS_PER_CALL = 1 << 11
 
@@ -134,7 +134,9 @@ def split_key(key):
 
 
 def random_words(key, stream, kind, rows, counters):
-    """Return the words of counters ``(row, counter)``, on the CPU.
+    """Return the words of counters ``(row, counter)``, on one core of the CPU.
+
+    Callers share the rows out by `map_blocks`.
 
     Parameters
     ----------
@@ -152,14 +154,21 @@ def random_words(key, stream, kind, rows, counters):
     """
     (a, b), (c, d) = rows, counters
     out = np.empty((b - a, d - c, 4), np.uint32)
+    if "rnla.kernels._philox_cpu" in sys.modules:
+        from rnla.kernels._philox_cpu import words_on_cpu
 
-    def fill(start, stop):
-        for lo, hi in _row_chunks(start, stop, d - c):
-            for q, word in enumerate(_words(key, stream, kind, (a + lo, a + hi), (c, d))):
-                out[lo:hi, :, q] = word
-
-    map_blocks(fill, b - a, block=_ROWS_PER_CALL)
+        words_on_cpu(out, key, stream, kind, a, c)
+        return out
+    for lo, hi in _row_chunks(0, b - a, d - c):
+        for q, word in enumerate(_words(key, stream, kind, (a + lo, a + hi), (c, d))):
+            out[lo:hi, :, q] = word
     return out
+
+
+def load_compiled(n_counters):
+    """Load the compiled kernel if the blocks that are about to be made have enough counters in all."""
+    if n_counters >= _COMPILE_FROM_COUNTERS:
+        import rnla.kernels._philox_cpu  # noqa: F401 - `random_words` finds it in sys.modules
 
 
 def fill_normal(out, key, stream=0, row=0, col=0):

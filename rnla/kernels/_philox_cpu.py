@@ -20,6 +20,23 @@ def on_cpu(out, key, stream, row, col):
     fill(out, k0, k1, np.uint64(stream * 8 + kind), np.uint64(row), np.int64(col))
 
 
+def words_on_cpu(out, key, stream, kind, row, col):
+    """Fill a uint32 array of shape (rows, counters, 4) like `rnla.kernels.random_words`, on one core."""
+    k0, k1 = split_key(key)
+    _fill_words(out, k0, k1, np.uint64(stream * 8 + kind), np.uint64(row), np.uint64(col))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _fill_words(out, k0, k1, c3, row, col):
+    for start in range(0, out.shape[0], _STRIP):
+        for counter in range(out.shape[1]):
+            for t in range(start, min(start + _STRIP, out.shape[0])):
+                i = row + np.uint64(t)
+                out[t, counter, 0], out[t, counter, 1], out[t, counter, 2], out[t, counter, 3] = _philox4x32(
+                    i & LOW, i >> HALF_WORD, col + np.uint64(counter), c3, k0, k1
+                )
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _fill_double(out, k0, k1, c3, row, col):
     n, width = out.shape

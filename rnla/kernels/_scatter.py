@@ -8,8 +8,8 @@ from array_api_compat import array_namespace, device, is_cupy_namespace, is_nump
 from rnla.kernels._threads import map_blocks
 
 _COMPILE_FROM = 1 << 22  # additions from which the compiled kernel is worth importing Numba and compiling
-_CHUNK, _TILE = 512, 256  # rows of `A` and columns at a time: they stay in the second-level cache
-_PARTS = 8
+_CHUNK, _TILE = 1024, 256  # rows of `A` and columns at a time: they stay in the second-level cache
+_PARTS = 4
 _TILE_NUMBERS = 1 << 22  # entries of the operator formed at a time by `reference`
 
 

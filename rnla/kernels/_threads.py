@@ -1,10 +1,12 @@
 """Run a serial, GIL-free kernel over blocks of rows on several cores."""
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+_state = threading.local()
 
 
 def num_threads():
@@ -40,7 +42,8 @@ def map_blocks(function, n_items, *, block):
         Items per call.
     """
     spans = [(start, min(start + block, n_items)) for start in range(0, n_items, block)]
-    threads = min(num_threads(), len(spans))
+    # A call from inside a worker runs inline: waiting there for the pool it keeps busy would be for ever.
+    threads = 1 if getattr(_state, "working", False) else min(num_threads(), len(spans))
     if threads <= 1:
         for span in spans:
             function(*span)
@@ -48,8 +51,12 @@ def map_blocks(function, n_items, *, block):
     pending = iter(spans)  # next() on a list iterator is atomic under the GIL: the pool shares one queue
 
     def work():
-        for span in pending:
-            function(*span)
+        _state.working = True
+        try:
+            for span in pending:
+                function(*span)
+        finally:
+            _state.working = False
 
     futures = [_pool(os.getpid(), threads).submit(work) for _ in range(threads - 1)]
     try:

@@ -22,9 +22,7 @@ def residual_norm(A, approximation, ord, num_samples, rng, caller="rnla result.e
     if num_samples < 1:
         raise ValueError(f"{caller}: num_samples must be at least 1; got {num_samples}.")
     key = key_from_rng(rng, caller)
-    G = test_matrix(
-        "gaussian", key, M.shape[1], min(num_samples, M.shape[1]), xp=M.xp, device=M.device, dtype=M.dtype
-    )
+    G = test_matrix("gaussian", key, M.shape[1], min(num_samples, M.shape[1]), xp=M.xp, device=M.device, dtype=M.dtype)
 
     def difference(X):
         Y = M.matmat(X)

@@ -5,6 +5,7 @@ off T = Q^H A^H A Q; the long side is touched once, at the end. It squares singu
 sqrt(eps / tol) of the largest are lost. `two_sided` orthonormalises both sides and has no such limit.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,15 +173,17 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
         P, B = basis.expand(P, fresh)
         values, S = basis.ritz()
         residuals, noise = _short_residuals(values, S, B, k, basis)
-        done = basis.size >= k and bool(np.all(residuals <= np.maximum(tol, noise))) or basis.size == n
+        # Values lost to squaring (noise above tol) are not waited for: `two_sided` will find them.
+        done = basis.size == n or (basis.size >= k and bool(np.all((residuals <= tol) | (noise > tol))))
         stopped = monitor(np.max(residuals[:k], initial=0.0) if basis.size >= k else np.inf)
         spent = M.counter.passes + step > budget
-        if done and verify and basis.size < n and not (stopped or spent):
+        lost = bool(np.any(noise > tol)) or basis.size < k
+        if done and verify and basis.size < n and not (lost or stopped or spent):
             missed = _missed(M, basis.Q @ like(S[:, :k], basis.Q), np.sqrt(values[0]), np.sqrt(values[k - 1]), fresh)
             if missed is not None:
                 # A copy was missed: the block is narrower than some multiplicity. Widen it, by what was found first.
                 known = M.xp.concat([basis.Q, P], axis=1)
-                wide = random_complement(known, lambda count: _with_fresh(missed, count, fresh), 2 * width + missed.shape[1])
+                wide = random_complement(known, partial(_with_fresh, missed, fresh), 3 * width)
                 P = M.xp.concat([P, wide], axis=1)[:, : max_basis - k]
                 done = False
         if done or stopped or spent:
@@ -190,8 +193,9 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
             basis.restart(values, S, keep)
             restarts += 1
     U, s, V = _short_triplets(basis, values, S, B, P, min(k, basis.size))
-    lost = bool(np.any(noise[:k] > tol)) or basis.size < k
-    message = "converged" if done else f"max_passes = {max_passes} reached with residual {residuals.max():.1e}, tol {tol:.1e}"
+    message = (
+        "converged" if done else f"max_passes = {max_passes} reached with residual {residuals.max():.1e}, tol {tol:.1e}"
+    )
     return Triplets(U, s, V, residuals[: len(s)] * s, done, restarts, block, message, float(noise.max()), lost)
 
 
@@ -202,8 +206,8 @@ def _short_residuals(values, S, B, k, basis):
     lam = values[:count]
     with np.errstate(divide="ignore", invalid="ignore"):
         coupling = np.linalg.norm(B @ last[:, :count], axis=0)
-        # `_short_triplets` takes half a step more than the Ritz pairs of T. Its residual is (I - UU^H) A v, in which only
-        # the last, not yet expanded block has a part: about ||(I - P_Y) A Q_last|| times the weight of that block.
+        # `_short_triplets` takes half a step more than the Ritz pairs of T. Its residual is (I - UU^H) A v, in which
+        # only the last, not yet expanded block has a part: about ||(I - P_Y) A Q_last|| times the weight of that block.
         positive = values > basis.eps * values[0]
         inverse = (last[:, positive] / values[positive]) @ last[:, positive].conj().T
         unseen = 1.0 / np.sqrt(max(np.linalg.eigvalsh(inverse)[0], 1e-300))
@@ -299,8 +303,8 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
         R = np.block([[R, C], [np.zeros((len(Ri), R.shape[1])), Ri]])
         W, old, random = Pi, Pi.shape[1], False
         if missed is not None or not old:  # a copy was missed, or the space is invariant: look elsewhere
-            wide = 2 * block if missed is not None else block
-            W = xp.concat([Pi, random_complement(P, lambda count: _with_fresh(missed, count, fresh), wide)], axis=1)
+            wide = block if missed is None else 3 * block
+            W = xp.concat([Pi, random_complement(P, partial(_with_fresh, missed, fresh), wide)], axis=1)
             random = True
         if not W.shape[1]:
             W = fresh(1)  # P is the whole space; one more product shows that Q is complete
@@ -308,15 +312,18 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
     k = min(k, len(s))
     U, V = Q @ like(Zh[:k].conj().T, Q), P @ like(X[:, :k], P)
     worst = np.max(residuals[:k] / np.maximum(s[:k], eps * top), initial=0.0)
-    message = "converged" if converged else f"max_passes = {max_passes} reached with residual {worst:.1e}, tol {tol:.1e}"
+    message = (
+        "converged" if converged else f"max_passes = {max_passes} reached with residual {worst:.1e}, tol {tol:.1e}"
+    )
     return Triplets(U, s[:k], V, residuals[:k], converged, restarts, block, message)
 
 
-def _with_fresh(found, count, fresh):
+def _with_fresh(found, fresh, count):
     """Return `count` columns: those that were found, if any, then fresh random ones."""
-    if found is None or found.shape[1] >= count:
-        return fresh(count) if found is None else found[:, :count]
-    return array_namespace(found).concat([found, fresh(count - found.shape[1])], axis=1)
+    if found is None:
+        return fresh(count)
+    known = found[:, :count]
+    return array_namespace(found).concat([known, fresh(count - known.shape[1])], axis=1)
 
 
 def _missed(M, V, top, smallest, fresh, *, width=4, rounds=2):

@@ -1,4 +1,4 @@
-"""What all decompositions share: they are tuples, know how they were made, and act as the low-rank matrix they stand for."""
+"""What all decompositions share: they are tuples, carry `info`, and multiply like the matrix they stand for."""
 
 from dataclasses import dataclass
 

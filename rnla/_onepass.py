@@ -26,7 +26,9 @@ def row_stream(M, k, n_oversamples, sketch, key, caller):
         M, swap = M.H, True
         blocks = M.row_blocks()
     if blocks is None:
-        raise ValueError(f"{caller}: method 'rowstream' needs the rows or columns of A; got a matrix known by products.")
+        raise ValueError(
+            f"{caller}: method 'rowstream' needs the rows or columns of A; got a matrix known by products."
+        )
     xp, eps = M.xp, eps_of(M.xp, M.dtype)
     count = min(2 * k + n_oversamples, *M.shape)
     X = test_matrix(sketch, key, M.shape[1], count, xp=xp, device=M.device, dtype=M.dtype)

@@ -11,8 +11,8 @@ CHOLESKY_LIMIT = 10.0  # a diagonal of the Cholesky factor below this times sqrt
 def orth(Y, method="auto"):
     """Compute a QR factorisation of a tall block, by products with itself where its condition allows.
 
-    Cholesky QR costs ``2 m b**2`` flops a round in matrix products, 5 to 8 times faster than Householder QR, but squares
-    the condition number; a sketch of the block, factored first, takes that condition away.
+    Cholesky QR costs ``2 m b**2`` flops a round in matrix products, 5 to 8 times faster than Householder QR, but
+    squares the condition number; a sketch of the block, factored first, takes that condition away.
 
     Parameters
     ----------

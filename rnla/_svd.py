@@ -39,6 +39,7 @@ QR_WIDTH = 6  # an exact SVD by QR beats an iteration where the short side is at
 WIDE_BLOCK = 96  # blocks of k + n_oversamples columns up to this width
 SMALL_ENTRIES = 2**20  # up to this many entries a matrix that is not dense may be made so
 IN_BLOCKS = ("dense", "file", "dask")  # kinds whose products cost the same for one column and for many
+MAX_PASSES = 40  # default bound, for blocks of k + n_oversamples columns
 CHEAP_BLOCKS = (8, 32)  # narrowest and widest block where products are cheap beside the orthogonalisation
 
 
@@ -74,7 +75,8 @@ def svd(A, k=None, *, rtol=None, atol=None, tol=1e-2, method="auto", n_oversampl
     block_size, max_basis : int, optional
         Columns multiplied at a time, and kept at most, by the Krylov methods.
     max_passes : int, optional
-        Bound on the number of times `A` is read, 40 by default; 1 chooses ``rowstream``.
+        Bound on the number of times `A` is read; 1 chooses ``rowstream``. By default 40, in proportion more where
+        blocks are narrower than ``k + n_oversamples``.
     compute_uv : bool
         With False, return the singular values alone.
     center : bool
@@ -222,7 +224,9 @@ def _compute(M, k, key, monitor, caller, *, rtol, atol, method, n_oversamples, n
         found = _completed(_direct(U, s, V, k, count), M, k, key)
         return method, found, None if total is None else _relative_error(M, found.s, total)
     else:
-        method, found = _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sketch, compute_uv, **krylov)
+        method, found = _iterate(
+            M, k, key, monitor, caller, method, n_oversamples, max_passes, sketch, compute_uv, **krylov
+        )
     found = _completed(found, M, k, key)
     # The norm of A costs little beside the method where A is in memory.
     total = M.fro_norm_sq() if M.kind in ("dense", "sparse") and not is_meta(found.V) else None
@@ -291,22 +295,25 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
         "tol": tol, "extra": n_oversamples, "verify": block < k if verify == "auto" else verify, "monitor": monitor,
         "fresh": TestColumns(W, sketch, key), "caller": caller,
     }  # fmt: skip
-    budget = W.counter.passes + (max_passes or 40)
+    # Narrow blocks cost less a pass and need more of them.
+    max_passes = max_passes or MAX_PASSES * max(1, -(-(k + n_oversamples) // block))
+    budget = W.counter.passes + max_passes
     if method == "gram":
         images = M.kind in ("dense", "operator")
-        found = short_side(
-            W, k, block=block, max_basis=basis, max_passes=max_passes or 40, keep_images=images, **limits
-        )
+        found = short_side(W, k, block=block, max_basis=basis, max_passes=max_passes, keep_images=images, **limits)
         if found.squared_away and not monitor.stopped:
-            start = W.xp.concat([found.V, limits["fresh"](min(n_oversamples + 1, side))], axis=1)[:, :side]
-            if budget - W.counter.passes >= 3:
+            left = budget - W.counter.passes
+            if left < 3:
+                message = f"max_passes = {max_passes} reached before the small singular values were resolved"
+                found = found._replace(converged=False, message=message)
+            else:
                 method = "gram+krylov"
-                left = budget - W.counter.passes
+                start = W.xp.concat([found.V, limits["fresh"](min(n_oversamples + 1, side))], axis=1)[:, :side]
                 found = two_sided(W, k, orth(start)[0], max_basis=basis, max_passes=left, **limits)
         if found.U is None and (compute_uv or found.noise > np.sqrt(eps_of(W.xp, W.dtype))):
             found = _with_left(W, found)
     else:
-        found = two_sided(W, k, orth(limits["fresh"](block))[0], max_basis=basis, max_passes=max_passes or 40, **limits)
+        found = two_sided(W, k, orth(limits["fresh"](block))[0], max_basis=basis, max_passes=max_passes, **limits)
     return method, found._replace(U=found.V, V=found.U) if swap else found
 
 
@@ -332,9 +339,7 @@ def _completed(found, M, k, key):
     parts = []
     for X, rows, stream in ((found.U, M.shape[0], 1), (found.V, M.shape[1], 2)):
         if X is not None:
-            draw = partial(
-                test_matrix, "gaussian", key, rows, stream=stream, xp=M.xp, device=M.device, dtype=M.dtype
-            )
+            draw = partial(test_matrix, "gaussian", key, rows, stream=stream, xp=M.xp, device=M.device, dtype=M.dtype)
             X = M.xp.concat([X, random_complement(X, draw, missing)], axis=1)
         parts.append(X)
     padding = np.zeros(missing)

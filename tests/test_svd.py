@@ -176,7 +176,9 @@ def test_singular_values_grow_with_the_passes(method, problem):
     assert before[0] > 0
 
 
-COUNTED = [(method, kind) for method in METHODS for kind in ("operator", "rows") if (method, kind) != ("rowstream", "operator")]
+COUNTED = [
+    (method, kind) for method in METHODS for kind in ("operator", "rows") if (method, kind) != ("rowstream", "operator")
+]
 
 
 @pytest.mark.parametrize(("method", "kind"), COUNTED)
@@ -224,7 +226,9 @@ def test_max_passes_is_a_bound_and_the_best_so_far_is_returned(kind, method, max
     sigma = np.r_[np.ones(12), spectrum("flat", 108) * 0.9]
     A = matrix_with_spectrum(150, 120, sigma, rng=0)
     view = {"dense": A, "operator": CountingOperator(A), "rows": CountingRows(A, 16), "sparse": csr_array(A)}[kind]
-    with pytest.warns(rnla.ConvergenceWarning, match=rf"^rnla\.svd: max_passes = {max_passes} reached with residual") as caught:
+    with pytest.warns(
+        rnla.ConvergenceWarning, match=rf"^rnla\.svd: max_passes = {max_passes} reached with residual"
+    ) as caught:
         U, S, Vh = result = rnla.svd(view, 10, method=method, max_passes=max_passes, tol=1e-9, rng=0)
     info = result.info
     assert not info.converged

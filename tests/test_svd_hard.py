@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from strategies import DTYPES, rounding, singular_values
 
 import rnla
-from rnla.testing import CountingOperator, CountingRows, assert_orthonormal, hilbert, kahan, matrix_with_spectrum, spectrum
+from rnla.testing import (
+    CountingOperator,
+    CountingRows,
+    assert_orthonormal,
+    hilbert,
+    kahan,
+    matrix_with_spectrum,
+    spectrum,
+)
 
 ITERATIVE = ("krylov", "gram")
 METHODS = ("auto", "dense", "qr", "rsi", "rowstream", "gnystrom", *ITERATIVE)
@@ -55,7 +63,11 @@ def test_zero_matrix(method, dtype, shape):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1)])
 def test_vectors(method, dtype, shape):
     rng = np.random.default_rng(0)
-    A = rng.integers(0, 2, shape).astype(dtype) if dtype in ("int64", "bool") else rng.standard_normal(shape).astype(dtype)
+    A = (
+        rng.integers(0, 2, shape).astype(dtype)
+        if dtype in ("int64", "bool")
+        else rng.standard_normal(shape).astype(dtype)
+    )
     A[0, 0] = 1  # not zero
     result = svd(A, 1, method, rng=0)
     assert_is_svd(result, 1)
@@ -76,7 +88,9 @@ def test_all_triplets(method, dtype, shape):
     assert_is_svd(result, n)
     # One pass forms A^H A X and divides it by singular values: it loses half of the digits.
     eps = np.finfo(dtype).eps
-    allowed = rounding(A, 1.0) * (eps**-0.5 if method == "rowstream" else n if method in ("gram", "auto", "gnystrom") else 1)
+    allowed = rounding(A, 1.0) * (
+        eps**-0.5 if method == "rowstream" else n if method in ("gram", "auto", "gnystrom") else 1
+    )
     assert np.abs(result.S - singular_values(A)).max() <= allowed
     assert np.linalg.norm(A - result.to_dense(), 2) <= allowed
 
@@ -122,7 +136,11 @@ def test_extreme_scales(method, dtype, scale, view):
     assert_is_svd(result, 5)
     eps = np.finfo(dtype).eps
     # Scaling by a number that is not a power of two rounds every entry once.
-    allowed = 100 * eps * (eps**-0.5 if method == "rowstream" else sigma[5] ** -1 if method in ("gram", "gnystrom", "auto") else 1)
+    allowed = (
+        100
+        * eps
+        * (eps**-0.5 if method == "rowstream" else sigma[5] ** -1 if method in ("gram", "gnystrom", "auto") else 1)
+    )
     assert np.abs(result.S.astype(float) / scale - plain.S).max() <= allowed
     if result.info.residuals is not None:
         assert np.all(result.info.residuals <= 1e-2 * result.S.astype(float) + allowed * scale)
@@ -130,7 +148,9 @@ def test_extreme_scales(method, dtype, scale, view):
 
 
 @pytest.mark.parametrize("options", [{"rtol": 1e-3}, {"rtol": 1e-3, "center": True}])
-@pytest.mark.parametrize(("dtype", "scale"), [("float64", 1e150), ("float64", 1e-150), ("float32", 1e30), ("float32", 1e-30)])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float64", 1e150), ("float64", 1e-150), ("float32", 1e30), ("float32", 1e-30)]
+)
 def test_fixed_precision_at_extreme_scales(dtype, scale, options):
     A = matrix_with_spectrum(90, 70, spectrum("exp", 70), rng=0)
     result, plain = rnla.svd((A * scale).astype(dtype), rng=0, **options), rnla.svd(A, rng=0, **options)

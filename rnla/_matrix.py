@@ -203,6 +203,9 @@ def _sparse(A, caller):
     else:
         return None
     dtype = _computing_dtype(A.dtype, xp, caller)
+    if csr.nnz and not 0 <= int(csr.indices.min()) <= int(csr.indices.max()) < csr.shape[1]:
+        # SciPy does not look, and the kernels would read and write outside their arrays.
+        raise ValueError(f"{caller}: A must have column indices in 0..{csr.shape[1] - 1}; its CSR arrays have others.")
     if csr.dtype != dtype:
         csr = csr.astype(dtype)
     if not csr.has_canonical_format:

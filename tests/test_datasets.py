@@ -32,25 +32,6 @@ class TouchesFile:
 # ---- generators
 
 
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.floats(0, 2), SEEDS)
-def test_low_rank_plus_noise_is_signal_plus_noise_of_the_stated_size(m, n, rank, noise, seed):
-    rank = min(rank, m, n)
-    A, U, Vh = rnla.datasets.low_rank_plus_noise(m, n, rank, noise=noise, rng=seed)
-    rounding = 50 * max(m, n) * np.finfo(float).eps
-    rnla.testing.assert_orthonormal(U)
-    rnla.testing.assert_orthonormal(Vh.T)
-    # Davidson and Szarek: |G| > sqrt(m) + sqrt(n) + t has probability at most exp(-t**2 / 2); t = 8: 2e-14.
-    bound = noise * (np.sqrt(m) + np.sqrt(n) + 8) / np.sqrt(max(m, n))
-    assert np.linalg.norm(A - U @ Vh, 2) <= bound + rounding * (1 + noise)
-
-
-def test_low_rank_plus_noise_has_noise_of_unit_variance():
-    A, U, Vh = rnla.datasets.low_rank_plus_noise(300, 200, 5, noise=0.5, rng=1)
-    G = (A - U @ Vh) * np.sqrt(300) / 0.5
-    # The variance of 60000 squared normals has deviation sqrt(2 / 60000); 6 deviations fail once in 5e8.
-    assert abs(np.mean(G**2) - 1) < 6 * np.sqrt(2 / G.size)
-
-
 @given(st.integers(2, 400), st.integers(2, 300), st.floats(0.01, 0.5), SEEDS)
 def test_document_term_has_about_nnz_entries_in_canonical_form(m, n, density, seed):
     nnz = max(1, int(density * m * n))
@@ -99,7 +80,6 @@ def test_power_law_graph_has_larger_hubs_for_smaller_exponents():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda rng: rnla.datasets.low_rank_plus_noise(20, 10, 2, rng=rng)[0],
         lambda rng: rnla.datasets.document_term(50, 40, 500, rng=rng).toarray(),
         lambda rng: rnla.datasets.power_law_graph(50, 100, rng=rng).toarray(),
     ],
@@ -114,10 +94,6 @@ def test_generators_repeat_for_a_seed_and_not_for_another(draw):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: d.low_rank_plus_noise(3, 4, 5), r"low_rank_plus_noise: rank must be an integer in 1\.\.3; got 5"),
-        (lambda d: d.low_rank_plus_noise(0, 4, 1), r"low_rank_plus_noise: m must be an integer >= 1; got 0"),
-        (lambda d: d.low_rank_plus_noise(3, 4, 1, noise=-1), r"low_rank_plus_noise: noise must .* got -1"),
-        (lambda d: d.low_rank_plus_noise(3, 4, 1, noise=np.nan), r"low_rank_plus_noise: noise must .* got nan"),
         (lambda d: d.document_term(10, 10, 51), r"document_term: nnz must be an integer in 1\.\.50; got 51"),
         (lambda d: d.document_term(10, 2.5, 5), r"document_term: n must be an integer >= 1; got 2\.5"),
         (lambda d: d.document_term(10, 10, 5, dtype=int), r"document_term: dtype must be real floating; got int64"),

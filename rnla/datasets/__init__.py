@@ -1,7 +1,7 @@
 """Matrices to work on: generators with known properties, data that ships with rnla, and files the user already has."""
 
 from rnla.datasets._files import load_matrix
-from rnla.datasets._generators import document_term, low_rank_plus_noise, power_law_graph
+from rnla.datasets._generators import document_term, power_law_graph
 from rnla.datasets._shipped import load_photograph, load_road_network
 
 __all__ = [
@@ -9,6 +9,5 @@ __all__ = [
     "load_matrix",
     "load_photograph",
     "load_road_network",
-    "low_rank_plus_noise",
     "power_law_graph",
 ]

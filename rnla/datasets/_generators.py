@@ -8,56 +8,6 @@ import numpy as np
 from rnla._backend import key_from_rng
 
 
-def low_rank_plus_noise(m, n, rank, *, noise=0.1, rng=None):
-    """Draw a matrix of known low rank and add Gaussian noise.
-
-    Parameters
-    ----------
-    m, n : int
-        Shape of the matrix.
-    rank : int
-        Rank of the signal, ``1 <= rank <= min(m, n)``.
-    noise : float
-        Noise level, not negative. The spectral norm of the noise is about
-        ``noise * (1 + sqrt(min(m, n) / max(m, n)))``.
-    rng : None, int, numpy.random.Generator, numpy.random.SeedSequence or numpy.random.RandomState
-        Source of randomness.
-
-    Returns
-    -------
-    A : numpy.ndarray, shape (m, n)
-        ``U @ Vh + noise * G / sqrt(max(m, n))``, where the entries of ``G`` are independent standard normal.
-    U : numpy.ndarray, shape (m, rank)
-        Orthonormal columns: the column space of the signal, whose `rank` non-zero singular values are all 1.
-    Vh : numpy.ndarray, shape (rank, n)
-        Orthonormal rows.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range or `noise` is negative or not finite.
-
-    Examples
-    --------
-    >>> A, U, Vh = rnla.datasets.low_rank_plus_noise(60, 40, 3, noise=0.0, rng=0)
-    >>> np.round(np.linalg.svd(A, compute_uv=False)[:4], 6).tolist()
-    [1.0, 1.0, 1.0, 0.0]
-    """
-    caller = "rnla.datasets.low_rank_plus_noise"
-    _check_integer(caller, "m", m, 1, None)
-    _check_integer(caller, "n", n, 1, None)
-    _check_integer(caller, "rank", rank, 1, min(m, n))
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"{caller}: noise must be a finite number >= 0; got {noise}.")
-    random = _generator(rng, caller)
-    U, _ = np.linalg.qr(random.standard_normal((m, rank)))
-    V, _ = np.linalg.qr(random.standard_normal((n, rank)))
-    A = random.standard_normal((m, n))
-    A *= noise / math.sqrt(max(m, n))
-    A += U @ V.T
-    return A, U, V.T
-
-
 def document_term(m, n, nnz, *, rng=None, dtype=np.float64):
     """Draw a sparse document-term matrix whose term frequencies follow Zipf's law.
 

@@ -269,7 +269,7 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
     budget = M.counter.passes + max_passes
     Q, P = (columns(xp, size, 0, dtype=M.dtype, device=M.device) for size in M.shape)
     R, X, Zh, s = np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0)
-    residuals, top, restarts, converged = np.zeros(0), 0.0, 0, False
+    residuals, top, restarts, converged, before = np.zeros(0), 0.0, 0, False, np.inf
     W, old, random = start, 0, True  # W = [last block of P (old columns), directions outside P]
     while True:
         Y = M.matmat(W)
@@ -277,14 +277,17 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
             check_range(M, W, Y, caller)
         check_finite(Y, caller, "A")
         top = max(top, float(np.sqrt(np.max(np.diagonal(to_host(adjoint(Y) @ Y)).real, initial=0.0))))
-        floor = eps * max(M.shape) * top
+        floor = eps * np.sqrt(max(M.shape)) * top  # rounding of a product, whose terms err at random
         Qi, B, _ = orthonormal_block(Y, Q, floor=floor)
         X, s, Zh = np.linalg.svd(R, full_matrices=False)
         # A P X = Q Z S + Qi B X_last, and A^H Q Z = P X S: the residual is what the last block of P has outside Q.
         residuals = np.linalg.norm(B[:, :old] @ X[len(X) - old :, :k], axis=0)
-        target = np.maximum(tol * s[:k], 4 * eps * np.sqrt(max(M.shape)) * top)
+        excess = float(np.max(residuals - tol * s[:k], initial=0.0))
+        # Down at rounding, whose size is not known exactly, go on while it helps.
+        settled = excess <= eps * top or (2 * excess > before and excess <= 4 * eps * np.sqrt(max(M.shape)) * top)
         exhausted = Qi.shape[1] == 0 and random  # random directions outside P see nothing new: the range is complete
-        converged = exhausted or (len(s) >= k and bool(np.all(residuals <= target)))
+        converged = exhausted or (len(s) >= k and settled)
+        before = excess if len(s) >= k else np.inf
         stopped = monitor(np.max(residuals / np.maximum(s[:k], eps * top), initial=0.0) if len(s) >= k else np.inf)
         spent = M.counter.passes + 2 > budget
         missed = None

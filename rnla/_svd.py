@@ -40,6 +40,7 @@ WIDE_BLOCK = 96  # blocks of k + n_oversamples columns up to this width
 SMALL_ENTRIES = 2**20  # up to this many entries a matrix that is not dense may be made so
 IN_BLOCKS = ("dense", "file", "dask")  # kinds whose products cost the same for one column and for many
 MAX_PASSES = 40  # default bound, for blocks of k + n_oversamples columns
+TIGHT = 1e-5  # tolerances below which blocks of dense products are halved
 CHEAP_BLOCKS = (8, 32)  # narrowest and widest block where products are cheap beside the orthogonalisation
 
 
@@ -288,8 +289,8 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
     swap = M.shape[0] < M.shape[1] and (M.H.one_pass_gram or not M.one_pass_gram)
     W = M.H if swap else M
     side = W.shape[1]
-    block = min(block_size or _block(M.kind, k, k + n_oversamples), side)
-    default = max(3 * (k + n_oversamples), k + n_oversamples + 4 * block) if M.kind in IN_BLOCKS else max(4 * k, k + 40)
+    block = min(block_size or _block(M.kind, k, k + n_oversamples, tol), side)
+    default = 5 * (k + n_oversamples) if M.kind in IN_BLOCKS else max(4 * k, k + 40)
     basis = min(max(max_basis or default, k + 2 * block), side)
     limits = {
         "tol": tol, "extra": n_oversamples, "verify": block < k if verify == "auto" else verify, "monitor": monitor,
@@ -324,9 +325,14 @@ def _with_left(M, found):
     return found._replace(U=U @ like(X, U), s=s, V=found.V @ like(Zh.conj().T, U))
 
 
-def _block(kind, k, width):
+def _block(kind, k, width, tol):
+    if kind == "dense":
+        if width > WIDE_BLOCK:
+            return max(32, -(-width // 3))
+        # A deep Krylov space of narrow blocks reaches a tight tolerance with fewer products.
+        return width if tol > TIGHT else min(width, max(32, -(-width // 2)))
     if kind in IN_BLOCKS:
-        return width if width <= WIDE_BLOCK or kind != "dense" else max(32, -(-width // 3))
+        return width
     narrow, wide = CHEAP_BLOCKS
     return min(max(8 * -(-k // 40), narrow), wide)
 

@@ -34,7 +34,9 @@ def test_svds_agrees_with_scipy(dtype, view):
 def test_svds_on_a_sparse_matrix_with_close_values():
     A = random_array((300, 200), density=0.05, rng=np.random.default_rng(0), format="csr")
     S = rnla.svds(A, 10, return_singular_vectors=False, rng=0)
-    assert np.abs(S - scipy_svds(A, 10, return_singular_vectors=False, rng=0)[::-1]).max() <= rounding(np.zeros(A.shape), S[0])
+    assert np.abs(S - scipy_svds(A, 10, return_singular_vectors=False, rng=0)[::-1]).max() <= rounding(
+        np.zeros(A.shape), S[0]
+    )
 
 
 def test_svds_options():
@@ -105,24 +107,26 @@ def test_names_of_arguments():
     assert all(ours[name].default == scipys[name].default for name in shared)
 
 
-@pytest.mark.parametrize(("call", "error", "message"), [
-    (lambda A: rnla.svds(A, 0), ValueError, "rnla.svds: k must be in 1..20 for A of shape (30, 20); got 0."),
-    (lambda A: rnla.svds(A, 2.0), TypeError, "rnla.svds: k must be an integer; got float 2.0."),
-    (lambda A: rnla.svds(A, 2, tol=-1), ValueError, "rnla.svds: tol must be finite and not negative; got -1."),
-    (lambda A: rnla.svds(A, 2, tol="x"), TypeError, "rnla.svds: tol must be a real number; got str 'x'."),
-    (lambda A: rnla.svds(A, 2, maxiter=0), ValueError, "rnla.svds: maxiter must be at least 1; got 0."),
-    (lambda A: rnla.svds(A, 2, rng="x"), TypeError, "rnla.svds: rng must be None"),
-    (lambda A: rnla.randomized_svd(A, 0), ValueError, "rnla.randomized_svd: n_components must be in 1..20"),
-    (lambda A: rnla.randomized_svd(A, 21), ValueError, "rnla.randomized_svd: n_components must be in 1..20"),
-    (lambda A: rnla.randomized_svd(A, "3"), TypeError, "rnla.randomized_svd: n_components must be an integer; got str '3'."),
-    (lambda A: rnla.randomized_svd(A, None), TypeError, "rnla.randomized_svd: n_components must be an integer; got NoneType"),
-    (lambda A: rnla.randomized_svd(A, 3, n_iter=-1), ValueError, "rnla.randomized_svd: n_iter must be at least 0; got -1."),
-    (lambda A: rnla.randomized_svd(A, 3, n_iter="many"), TypeError, "rnla.randomized_svd: n_iter must be"),
-    (lambda A: rnla.randomized_svd(A, 3, random_state="x"), TypeError, "rnla.randomized_svd: random_state must be None"),
-])  # fmt: skip
-def test_errors_name_the_alias_and_its_argument(call, error, message):
+# fmt: off
+@pytest.mark.parametrize(("function", "arguments", "options", "error", "message"), [
+    ("svds", (0,), {}, ValueError, "k must be in 1..20 for A of shape (30, 20); got 0."),
+    ("svds", (2.0,), {}, TypeError, "k must be an integer; got float 2.0."),
+    ("svds", (2,), {"tol": -1}, ValueError, "tol must be finite and not negative; got -1."),
+    ("svds", (2,), {"tol": "x"}, TypeError, "tol must be a real number; got str 'x'."),
+    ("svds", (2,), {"maxiter": 0}, ValueError, "maxiter must be at least 1; got 0."),
+    ("svds", (2,), {"rng": "x"}, TypeError, "rng must be None"),
+    ("randomized_svd", (0,), {}, ValueError, "n_components must be in 1..20"),
+    ("randomized_svd", (21,), {}, ValueError, "n_components must be in 1..20"),
+    ("randomized_svd", ("3",), {}, TypeError, "n_components must be an integer; got str '3'."),
+    ("randomized_svd", (None,), {}, TypeError, "n_components must be an integer; got NoneType"),
+    ("randomized_svd", (3,), {"n_iter": -1}, ValueError, "n_iter must be at least 0; got -1."),
+    ("randomized_svd", (3,), {"n_iter": "many"}, TypeError, "n_iter must be"),
+    ("randomized_svd", (3,), {"random_state": "x"}, TypeError, "random_state must be None"),
+])
+# fmt: on
+def test_errors_name_the_alias_and_its_argument(function, arguments, options, error, message):
     A = CountingOperator(np.ones((30, 20)))
     with pytest.raises(error) as caught:
-        call(A)
-    assert str(caught.value).startswith(message)
+        getattr(rnla, function)(A, *arguments, **options)
+    assert str(caught.value).startswith(f"rnla.{function}: {message}")
     assert A.passes == 0

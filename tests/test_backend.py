@@ -149,7 +149,7 @@ def test_a_generator_moves_on_by_one_draw(bits):
 
 
 def test_a_legacy_generator_moves_on():
-    legacy, twin = (np.random.RandomState(1) for _ in range(2))  # noqa: NPY002 - what scikit-learn passes on
+    legacy, twin = (np.random.RandomState(1) for _ in range(2))
     keys = [key_from_rng(legacy, "rnla.svd") for _ in range(100)]
     assert len(set(keys)) == 100
     assert all(0 <= key < 2**64 for key in keys)

@@ -126,7 +126,7 @@ def test_leave_one_out_is_unbiased_for_one_column_less(dtype, name, width):
     draws = 500
     estimates, errors = [], []
     for draw in range(draws):
-        Omega = rnla.sketch.test_matrix("gaussian", draw, 20, width, dtype=dtype)
+        Omega = rnla.sketch.test_matrix("gaussian", draw, 20, width, dtype=np.dtype(dtype))
         Y = A @ Omega
         estimates.append(leave_one_out(np.linalg.qr(Y)[1]) ** 2)
         Q = np.linalg.qr(Y[:, 1:])[0]

@@ -107,12 +107,10 @@ def test_restarts_change_what_is_kept_and_not_what_is_found(run, problem, block)
     A, sigma, _, _ = problem
     k = 4
     found = run(A, k, block, tol=1e-6, max_basis=k + 2 * block + 2, verify=True)
-    whole = run(A, k, block, tol=1e-6, verify=True)
     assert found.converged
-    assert whole.restarts == 0
     count = len(found.s)  # lower than k where the rank is
     assert np.all(sigma[count:k] <= problem.rounding)
-    # Both are converged: residuals of 1e-6 sigma and, of values that are squared, the root of their rounding.
+    # Converged: residuals of 1e-6 sigma and, of values that are squared, the root of their rounding.
     allowed = 2e-6 * k**0.5 * sigma[0] + problem.rounding
     small = sigma[:count] < 1e-7 * sigma[0]
     assert np.all((np.abs(found.s - sigma[:count]) <= allowed) | small)
@@ -165,6 +163,24 @@ def test_the_history_shows_the_way_to_the_tolerance(method, view):
     assert 0 < info.history[-1].seconds <= info.elapsed
 
 
+@pytest.mark.parametrize("view", [np.asarray, CountingOperator, lambda A: CountingRows(A, 16)])
+@pytest.mark.parametrize("max_passes", [4, 6, 9, 12, 20])
+def test_one_method_continues_another_within_one_budget(view, max_passes):
+    sigma = np.logspace(0, -12, 100)
+    A = matrix_with_spectrum(150, 100, sigma, rng=0)
+    options = {"method": "gram", "block_size": 8, "tol": 1e-3, "rng": 0}
+    with pytest.warns(rnla.ConvergenceWarning, match=f"max_passes = {max_passes} reached "):
+        result = rnla.svd(view(A), 80, max_passes=max_passes, **options)
+    assert not result.info.converged
+    assert max_passes - 2 <= result.info.passes <= max_passes
+    assert [record.iteration for record in result.info.history] == list(range(1, len(result.info.history) + 1))
+    assert np.abs(result.S[:4] / sigma[:4] - 1).max() <= 0.5
+    enough = rnla.svd(view(A), 80, max_passes=10**6, **options)
+    assert enough.info.converged
+    assert enough.info.method == "gram+krylov"
+    assert np.all(np.abs(enough.S - sigma[:80]) <= 1e-3 * sigma[:80] + rounding(A, 1.0) / 10)
+
+
 # Missed copies.
 
 
@@ -189,7 +205,9 @@ def test_verification_is_on_for_narrow_blocks_alone(method):
     counts = {}
     for verify in ("auto", True, False):
         for width in (4, 10):
-            counts[verify, width] = rnla.svd(CountingOperator(A), 8, method=method, block_size=width, verify=verify, rng=0).info
+            counts[verify, width] = rnla.svd(
+                CountingOperator(A), 8, method=method, block_size=width, verify=verify, rng=0
+            ).info
     assert counts["auto", 4].passes == counts[True, 4].passes > counts[False, 4].passes
     assert counts["auto", 10].passes == counts[False, 10].passes < counts[True, 10].passes
     # Four columns, twice through A^H A and once more through A.

@@ -49,7 +49,7 @@ def test_svd_result_is_the_product_of_its_factors(problem, width):
 
 @given(problem=problems(sides=(2, 30)), data=st.data())
 def test_truncation_keeps_the_leading_triplets(problem, data):
-    A, sigma, k, seed = problem
+    A, sigma, k, _ = problem
     result = rnla.svd(A, k, method="dense")
     r = data.draw(st.integers(0, k))
     less = result.truncate(r)

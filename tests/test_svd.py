@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import DTYPES, NAMED, Problem, problems, rounding, singular_values
+from strategies import DTYPES, NAMED, problems, rounding, singular_values
 
 import rnla
 from rnla.testing import CountingOperator, CountingRows, assert_orthonormal, matrix_with_spectrum, spectrum
@@ -26,7 +26,7 @@ def svd(A, k, method, **options):
 
 
 def slack(problem, result):
-    """Rounding of each singular value: methods that square A, or divide by a singular value, lose more of small ones."""
+    """Return the rounding of each singular value; what squares A, or divides by a singular value, has more of it."""
     S = np.maximum(result.S.astype(float), problem.eps * problem.sigma[0])
     if result.info.method == "rowstream":
         return problem.rounding * max(problem.eps**-0.5, 1.0) * np.ones_like(S)
@@ -76,7 +76,7 @@ def test_exact_methods_agree_with_lapack(method, problem):
 def test_singular_values_are_lower_bounds(method, problem):
     result = svd(problem.A, problem.k, method, rng=problem.seed)
     # Cauchy interlacing: s_j(U^H A) <= sigma_j(A).
-    assert np.all(result.S <= problem.sigma[: problem.k] + slack(problem, result))
+    assert np.all(problem.sigma[: problem.k] + slack(problem, result) >= result.S)
 
 
 @pytest.mark.parametrize("method", [*EXACT, "rsi", *ITERATIVE])
@@ -141,13 +141,16 @@ def test_krylov_on_the_whole_space_is_lapack(problem):
 # In how many passes, and what they buy.
 
 
-@given(problem=problems(tall=True, names=NAMED), p=st.integers(0, 8), q=st.integers(0, 3))
+@given(
+    problem=problems(tall=True, names=NAMED, dtypes=("float64", "complex128")), p=st.integers(0, 8), q=st.integers(0, 3)
+)
 def test_krylov_finds_no_less_than_subspace_iteration_with_the_same_passes(problem, p, q):
     A, _, k, seed = problem
     options = {"n_oversamples": p, "rng": seed}
     subspace = rnla.svd(CountingOperator(A), k, method="rsi", n_iter=q, **options)
     block = min(k + p, A.shape[1])
-    options.update(block_size=block, max_basis=A.shape[1], tol=0.0, verify=False)
+    # A tolerance that squares allow: 4 eps (sigma_1 / sigma_k)**2 is below it in these spectra.
+    options.update(block_size=block, max_basis=A.shape[1], tol=1e-7, verify=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rnla.ConvergenceWarning)
         # One product more than the 2 q + 2 of subspace iteration: it only measures the residual.
@@ -156,7 +159,7 @@ def test_krylov_finds_no_less_than_subspace_iteration_with_the_same_passes(probl
     assert subspace.info.passes == 2 * q + 2
     for result in (krylov, gram):
         # The space of subspace iteration, (A A^H)^q A Omega, is part of the Krylov space.
-        assert np.all(result.S >= subspace.S - slack(problem, result) - problem.rounding)
+        assert np.all(subspace.S - slack(problem, result) - problem.rounding <= result.S)
 
 
 @pytest.mark.parametrize("method", ITERATIVE)
@@ -169,9 +172,9 @@ def test_singular_values_grow_with_the_passes(method, problem):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rnla.ConvergenceWarning)
             result = rnla.svd(
-                A, k, method=method, block_size=k, max_basis=50, max_passes=passes, tol=0, verify=False, rng=seed
+                A, k, method=method, block_size=k, max_basis=50, max_passes=passes, tol=1e-7, verify=False, rng=seed
             )
-        assert np.all(result.S >= before - slack(problem, result))
+        assert np.all(before - slack(problem, result) <= result.S)
         before = result.S
     assert before[0] > 0
 
@@ -233,12 +236,13 @@ def test_max_passes_is_a_bound_and_the_best_so_far_is_returned(kind, method, max
     info = result.info
     assert not info.converged
     assert [str(warning.message) for warning in caught] == [f"rnla.svd: {info.message}."]
-    assert info.passes <= max_passes
+    # Bounded, and used: a step takes at most two passes.
+    assert max_passes - 1 <= info.passes <= max_passes
     assert_orthonormal(U)
     assert_orthonormal(Vh.T)
     # A block that was multiplied twice sees a good part of the largest values; none is overestimated.
     assert np.all(S[:8] >= 0.3)
-    assert np.all(S <= sigma[:10] + rounding(A, 1.0))
+    assert np.all(sigma[:10] + rounding(A, 1.0) >= S)
     # What is not known to be small is not said to be: also of zeros that stand in for triplets not found yet.
     assert np.all(true_residuals(A, result) <= 2 * info.residuals + rounding(A, 1.0))
 
@@ -261,7 +265,7 @@ def test_a_warning_points_at_the_line_of_the_call(function):
 @pytest.mark.parametrize("method", METHODS)
 @given(problem=problems(dtypes=("float64", "complex128"), names=("poly1", "exp", "slow")), power=st.integers(-300, 300))
 def test_scaling_by_a_power_of_two_scales_the_singular_values(method, problem, power):
-    A, sigma, k, seed = problem
+    A, _, k, seed = problem
     original = svd(A, k, method, rng=seed)
     scaled = svd(A * 2.0**power, k, method, rng=seed)
     allowed = slack(problem, original) * (100 if method == "gnystrom" else 1)
@@ -269,10 +273,10 @@ def test_scaling_by_a_power_of_two_scales_the_singular_values(method, problem, p
     assert scaled.info.method == original.info.method
 
 
-@pytest.mark.parametrize("method", METHODS)
+# "gnystrom" multiplies from the left by a random matrix, whose rows stay where they are.
+@pytest.mark.parametrize("method", [*PROJECTIONS, "auto"])
 @given(problem=problems(dtypes=("float64", "complex128"), names=("poly1", "slow"), sides=(2, 40), tall=True))
 def test_permuting_the_rows_of_a_tall_matrix_permutes_u(method, problem):
-    assume(method != "gnystrom")  # it multiplies from the left by a random matrix that stays where it is
     A, sigma, k, seed = problem
     order = np.random.default_rng(seed).permutation(A.shape[0])
     original = svd(A, k, method, rng=seed)
@@ -317,7 +321,7 @@ def test_values_alone_are_those_of_the_whole(method, problem):
 def test_flip_sign_makes_the_largest_entry_of_u_positive(dtype, method, shape):
     A = matrix_with_spectrum(*shape, spectrum("poly1", 40), rng=1, dtype=dtype)
     eps = np.finfo(dtype).eps
-    U, S, Vh = result = svd(A, 6, method, rng=0)
+    U, S, _ = result = svd(A, 6, method, rng=0)
     size = np.abs(U)
     for j in range(6):
         # The first of the entries within 1e-6 of the largest is real and positive.

@@ -2,8 +2,10 @@
 
 import math
 
+from rnla._backend import check_rng
 from rnla._matrix import as_matrix
-from rnla._svd import svd
+from rnla._rangefinder import check_count, check_number, check_rank
+from rnla._svd import svd_as
 
 
 def svds(A, k=6, *, tol=0, maxiter=None, return_singular_vectors=True, rng=None, **options):
@@ -40,10 +42,15 @@ def svds(A, k=6, *, tol=0, maxiter=None, return_singular_vectors=True, rng=None,
     >>> np.round(S, 6).tolist()
     [3.0, 2.0]
     """
-    M = as_matrix(A, "rnla.svds")
+    caller = "rnla.svds"
+    M = as_matrix(A, caller)
+    if maxiter is not None:
+        check_count(maxiter, "maxiter", caller)
+    check_number(tol, "tol", caller)
     if tol == 0:
         tol = math.sqrt(float(M.xp.finfo(M.dtype).eps))
-    return svd(M, k, tol=tol, max_passes=maxiter, compute_uv=return_singular_vectors, rng=rng, **options)
+    options.update(tol=tol, max_passes=maxiter, compute_uv=bool(return_singular_vectors), rng=rng)
+    return svd_as(caller, M, k, **options)
 
 
 def randomized_svd(M, n_components, *, n_oversamples=10, n_iter="auto", flip_sign=True, random_state=None):
@@ -77,9 +84,11 @@ def randomized_svd(M, n_components, *, n_oversamples=10, n_iter="auto", flip_sig
     >>> np.round(S, 6).tolist()
     [3.0]
     """
-    A = as_matrix(M, "rnla.randomized_svd")
+    caller = "rnla.randomized_svd"
+    A = as_matrix(M, caller)
+    check_rank(n_components, A, caller, "n_components")
     if n_iter == "auto":
         n_iter = 7 if n_components < 0.1 * min(A.shape) else 4
-    return svd(
-        A, n_components, method="rsi", n_oversamples=n_oversamples, n_iter=n_iter, flip_sign=flip_sign, rng=random_state
-    )
+    check_rng(random_state, caller, "random_state")
+    options = {"n_oversamples": n_oversamples, "n_iter": n_iter, "flip_sign": flip_sign, "rng": random_state}
+    return svd_as(caller, A, n_components, method="rsi", **options)

@@ -30,21 +30,27 @@ def key_from_rng(rng, caller):
     int
         A key in ``[0, 2**64)``.
     """
+    check_rng(rng, caller)
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(0, 2**64, dtype=np.uint64))
     if isinstance(rng, np.random.RandomState):
         high, low = rng.randint(0, 2**32, size=2, dtype=np.uint64)
         return int(high) << 32 | int(low)
-    if isinstance(rng, np.random.SeedSequence):
-        return int(rng.generate_state(1, np.uint64)[0])
-    if isinstance(rng, (bool, np.bool_)) or not (rng is None or isinstance(rng, numbers.Integral)):
+    if not isinstance(rng, np.random.SeedSequence):
+        rng = np.random.SeedSequence(None if rng is None else int(rng))
+    return int(rng.generate_state(1, np.uint64)[0])
+
+
+def check_rng(rng, caller, name="rng"):
+    """Raise unless `rng` is a source of randomness; draws nothing."""
+    kinds = (np.random.Generator, np.random.RandomState, np.random.SeedSequence, numbers.Integral, type(None))
+    if isinstance(rng, (bool, np.bool_)) or not isinstance(rng, kinds):
         raise TypeError(
-            f"{caller}: rng must be None, a non-negative int, a numpy.random.Generator, SeedSequence or RandomState; "
-            f"got {type(rng).__name__}."
+            f"{caller}: {name} must be None, a non-negative int, a numpy.random.Generator, SeedSequence or "
+            f"RandomState; got {type(rng).__name__}."
         )
-    if rng is not None and rng < 0:
-        raise ValueError(f"{caller}: rng as a seed must be a non-negative int; got {rng}.")
-    return int(np.random.SeedSequence(None if rng is None else int(rng)).generate_state(1, np.uint64)[0])
+    if isinstance(rng, numbers.Integral) and rng < 0:
+        raise ValueError(f"{caller}: {name} as a seed must be a non-negative int; got {rng}.")
 
 
 def is_meta(X):
@@ -101,10 +107,10 @@ def from_host(X, xp, dtype, device):
     """Return a NumPy array as an array of `xp` with the given dtype and device."""
     from array_api_compat import is_numpy_namespace
 
-    if is_numpy_namespace(xp):
-        return X.astype(dtype, copy=False)
     if xp.isdtype(dtype, "real floating") and np.iscomplexobj(X):
         X = X.real
+    if is_numpy_namespace(xp):
+        return X.astype(dtype, copy=False)
     return xp.asarray(np.ascontiguousarray(X), dtype=dtype, device=device)
 
 
@@ -123,3 +129,13 @@ def _host_by_dlpack(X):
         except (ValueError, AttributeError, TypeError):
             continue
     raise TypeError(f"rnla: cannot bring an array of {type(X).__module__} to the host.")
+
+
+def host_svd(X):
+    """Return the thin SVD of a small matrix on the host; never fails on finite input."""
+    try:
+        return np.linalg.svd(X, full_matrices=False)
+    except np.linalg.LinAlgError:  # divide and conquer has, rarely, not converged where QR iteration does
+        from scipy.linalg import svd
+
+        return svd(X, full_matrices=False, lapack_driver="gesvd", check_finite=False)

@@ -118,6 +118,7 @@ class Matrix:
     def col_mean(self):
         """Return the mean of every column, shape (n,); one pass."""
         self.counter.passes += 1
+        self.counter.matvecs += self.kind == "operator"  # one product with a vector of ones
         return self.storage.col_mean()
 
     def to_dense(self):

@@ -2,6 +2,7 @@
 
 from array_api_compat import array_namespace
 
+from rnla._backend import check_finite
 from rnla._matrix_views import Storage
 
 
@@ -48,7 +49,9 @@ class Operator(Storage):
             )
         if xp.isdtype(Y.dtype, "complex floating") and not xp.isdtype(self.dtype, "complex floating"):
             raise ValueError(f"{self.caller}: {name} of A returned {Y.dtype}, but A has the real dtype {self.dtype}.")
-        return xp.astype(xp.asarray(Y), self.dtype, copy=False)
+        Y = xp.astype(xp.asarray(Y), self.dtype, copy=False)
+        check_finite(Y, self.caller, "A")  # of stored entries the first product tells; here each may go wrong
+        return Y
 
 
 def by_columns(function):

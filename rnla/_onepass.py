@@ -1,14 +1,13 @@
 """Singular triplets from sketches that do not adapt: one read of the rows, or one product with A and one with A^H."""
 
 import math
-import warnings
 
 import numpy as np
 
-from rnla._backend import adjoint, columns, eps_of
+from rnla._backend import adjoint, columns, eps_of, host_svd
 from rnla._errors import AccuracyWarning
 from rnla._orth import like, orth
-from rnla._rangefinder import check_range, column_squares, host_svd, thin_svd
+from rnla._rangefinder import check_range, column_squares, thin_svd, warn
 from rnla._sketch import test_matrix
 
 
@@ -35,6 +34,7 @@ def row_stream(M, k, n_oversamples, sketch, key, caller):
     Y = columns(xp, M.shape[0], count, dtype=M.dtype, device=M.device)
     wide = xp.complex128 if xp.isdtype(M.dtype, "complex floating") else xp.float64
     H = xp.zeros((M.shape[1], count), dtype=wide, device=M.device)  # sums over many blocks
+    M.counter.matvecs += 2 * count
     total = 0.0
     for start, block in blocks:
         total += float(np.sum(column_squares(block)))
@@ -47,11 +47,10 @@ def row_stream(M, k, n_oversamples, sketch, key, caller):
     keep = int(np.sum(s > 10 * math.sqrt(eps) * s[0])) if s[0] > 0 else 0
     if keep < k and s[min(keep, len(s) - 1)] > 100 * eps * s[0]:
         # Dividing H by smaller values would blow up its rounding; only a second read could tell them from zero.
-        warnings.warn(
+        warn(
             f"{caller}: one pass resolves {keep} of {k} singular values, those above {10 * math.sqrt(eps):.0e} of the "
             "largest; allow more passes for the others.",
             AccuracyWarning,
-            stacklevel=6,
         )
     # B = U^H A with U = Q W: from Y^H A = H^H, and Y = U s Zh.
     Bh = xp.astype(H, M.dtype) @ like(Zh[:keep].conj().T / s[:keep], Y)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rnla._backend import adjoint, eps_of, from_host, is_meta, to_host
+from rnla._backend import adjoint, eps_of, from_host, host_svd, is_meta, to_host
 from rnla._sketch import SparseSign
 
 CHOLESKY_LIMIT = 10.0  # a diagonal of the Cholesky factor below this times sqrt(eps) ends the trust in it
@@ -110,7 +110,7 @@ def orthonormal_block(Z, Q, *, floor):
         Host, double precision.
     """
     Z, C = project_out(Z, Q)
-    P, B = _basis(Z, floor)
+    P, B = _basis(Z, floor, max(Q.shape[0] - Q.shape[1], 0))
     for _ in range(3):
         if not P.shape[1]:
             return P, B, C
@@ -131,13 +131,14 @@ def random_complement(Q, draw, count):
     return orthonormal_block(draw(count), Q, floor=1e4 * eps_of_array(Q))[0]
 
 
-def _basis(Z, floor):
-    factors = cholesky_step(Z)
+def _basis(Z, floor, room):
+    """Factor ``Z = P B`` with at most `room` columns of P, in directions longer than `floor`."""
+    factors = cholesky_step(Z) if Z.shape[1] <= room else None
     if factors is not None and np.abs(np.diagonal(factors[1])).min(initial=np.inf) > floor:
         return factors
     Q, R = orth(Z, "qr")
-    U, s, Vh = np.linalg.svd(R)  # small: rank-revealing
-    keep = int(np.sum(s > floor))
+    U, s, Vh = host_svd(R)  # small: rank-revealing
+    keep = min(int(np.sum(s > floor)), room)
     return Q @ like(U[:, :keep], Z), s[:keep, None] * Vh[:keep]
 
 

@@ -2,10 +2,13 @@
 
 import math
 import numbers
+import sys
+import warnings
 
 import numpy as np
 
-from rnla._backend import adjoint, check_finite, columns, eps_of, from_host, is_meta, key_from_rng, to_host
+from rnla._backend import adjoint, check_finite, columns, eps_of, from_host, host_svd, is_meta, key_from_rng, to_host
+from rnla._errors import ConvergenceWarning
 from rnla._lowrank import QBResult, SVDInfo
 from rnla._matrix import as_matrix
 from rnla._orth import like, orth, orthonormal_block
@@ -29,6 +32,8 @@ class OutOfRange(Exception):
 def check_range(M, X, product, caller, *, power=1):
     """Check the first product with A (or, ``power=2``, with A^H A): NaN is refused, an extreme scale is reported.
 
+    `product` is A itself if `X` is None.
+
     Raises
     ------
     ValueError
@@ -43,7 +48,7 @@ def check_range(M, X, product, caller, *, power=1):
     top = float(xp.max(xp.abs(product)))
     if math.isfinite(top) and low**power <= top <= high**power:
         return
-    y = M.matmat(X[:, :1])
+    y = product if X is None else M.matmat(X[:, :1])
     check_finite(y, caller, "A")
     top = float(xp.max(xp.abs(y)))
     if top > 0 and abs(math.log2(top)) > 10:
@@ -126,7 +131,7 @@ def range_finder(A, k, *, n_oversamples=10, n_iter=2, sketch="gaussian", rng=Non
     check_choice(sketch, "sketch", KINDS, caller)
     count = min(k + n_oversamples, *M.shape)
     key = key_from_rng(rng, caller)
-    return in_range(lambda M: power_range(M, count, n_iter, sketch, key, caller), M)[0]
+    return in_range(lambda M, _: power_range(M, count, n_iter, sketch, key, caller), M)[0]
 
 
 def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="auto", sketch="gaussian", rng=None,
@@ -198,13 +203,13 @@ def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="aut
     monitor = Monitor(callback, progress, caller)
     passes, matvecs = M.counter.passes, M.counter.matvecs
 
-    def run(M):
+    def run(M, factor):
         if rtol is None and atol is None:
             Q = power_range(M, k, n_iter, sketch, key, caller)
             return Q, adjoint(M.rmatmat(Q)), True, None
         U, s, V, met, error = adaptive_qb(
-            M, k or min(M.shape), rtol, atol, norm, n_iter=n_iter, block_size=block_size, sketch=sketch, key=key,
-            monitor=monitor, caller=caller,
+            M, k or min(M.shape), rtol, atol and atol * factor, norm, n_iter=n_iter, block_size=block_size,
+            sketch=sketch, key=key, monitor=monitor, caller=caller,
         )  # fmt: skip
         return U, adjoint(V * like(s, V)), met, error
 
@@ -214,7 +219,9 @@ def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="aut
     message = "precision met" if converged else f"rank {Q.shape[1]} reached before the precision"
     if rtol is None and atol is None:
         message = "fixed rank"
-    if not converged:
+    if not converged and monitor.stopped:
+        message = "ended by the callback"
+    elif not converged:
         warn_not_converged(caller, message)
     info = SVDInfo(
         "qb", M.counter.passes - passes, M.counter.matvecs - matvecs, 0, converged, None, error, Q.shape[1], Q.shape[1],
@@ -317,23 +324,13 @@ def thin_svd(X):
     return Q @ like(U, X), from_host(s, xp, real, device(X)), like(Vh, X)
 
 
-def host_svd(X):
-    """Return the thin SVD of a small matrix on the host; never fails on finite input."""
-    try:
-        return np.linalg.svd(X, full_matrices=False)
-    except np.linalg.LinAlgError:  # divide and conquer has, rarely, not converged where QR iteration does
-        from scipy.linalg import svd
-
-        return svd(X, full_matrices=False, lapack_driver="gesvd", check_finite=False)
-
-
 def in_range(compute, M):
-    """Return ``compute(M)``, or that of M times a power of two if squares of its entries overflow, and that power."""
+    """Return ``compute(M, 1)`` or, if squares of entries overflow, that of M times a power of two; and the power."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # every product is checked
         try:
-            return compute(M), 1.0
+            return compute(M, 1.0), 1.0
         except OutOfRange as out:
-            return compute(M.scaled(out.factor)), out.factor
+            return compute(M.scaled(out.factor), out.factor), out.factor
 
 
 def column_squares(X):
@@ -345,12 +342,12 @@ def column_squares(X):
     return to_host(xp.sum(xp.abs(xp.astype(X, wide)) ** 2, axis=0)).real
 
 
-def check_rank(k, M, caller):
+def check_rank(k, M, caller, name="k"):
     """Raise unless `k` is an integer in ``1..min(m, n)``."""
     if isinstance(k, (bool, np.bool_)) or not isinstance(k, numbers.Integral):
-        raise TypeError(f"{caller}: k must be an integer; got {type(k).__name__} {k!r}.")
+        raise TypeError(f"{caller}: {name} must be an integer; got {type(k).__name__} {k!r}.")
     if not 1 <= k <= min(M.shape):
-        raise ValueError(f"{caller}: k must be in 1..{min(M.shape)} for A of shape {M.shape}; got {k}.")
+        raise ValueError(f"{caller}: {name} must be in 1..{min(M.shape)} for A of shape {M.shape}; got {k}.")
 
 
 def check_precision(k, rtol, atol, M, caller):
@@ -388,8 +385,12 @@ def check_choice(value, name, choices, caller):
 
 def warn_not_converged(caller, message):
     """Issue a ConvergenceWarning at the line of the user's call."""
-    import warnings
+    warn(f"{caller}: {message}.", ConvergenceWarning)
 
-    from rnla._errors import ConvergenceWarning
 
-    warnings.warn(f"{caller}: {message}.", ConvergenceWarning, stacklevel=3)
+def warn(text, category):
+    """Issue a warning at the first line outside this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "rnla":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from rnla._backend import adjoint, check_finite, eps_of, from_host, is_meta, key_from_rng, real_dtype, to_host
+from rnla._backend import adjoint, check_finite, eps_of, from_host, host_svd, is_meta, key_from_rng, real_dtype, to_host
 from rnla._krylov import TestColumns, Triplets, short_side, two_sided
 from rnla._lowrank import SVDInfo, SVDResult
 from rnla._matrix import as_matrix
@@ -20,7 +20,6 @@ from rnla._rangefinder import (
     check_number,
     check_precision,
     check_range,
-    host_svd,
     in_range,
     power_range,
     thin_svd,
@@ -165,7 +164,16 @@ def svdvals(A, k=None, **options):
     >>> np.round(rnla.svdvals(np.diag([3.0, 2.0, 1.0]), 2, rng=0), 6).tolist()
     [3.0, 2.0]
     """
-    return svd(A, k, compute_uv=False, **options)
+    return svd_as("rnla.svdvals", A, k, **{**options, "compute_uv": False})
+
+
+def svd_as(caller, A, k, **options):
+    """Run `svd` for a function of another name, which its errors will show."""
+    known = svd.__kwdefaults__ or {}
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(f"{caller}: unexpected option {unknown[0]!r}; rnla.svd has {', '.join(known)}.")
+    return _svd(A, k, caller, **{**known, **options})
 
 
 def _svd(A, k, caller, *, rng, callback, progress, center, **options):
@@ -176,8 +184,11 @@ def _svd(A, k, caller, *, rng, callback, progress, center, **options):
     passes, matvecs = M.counter.passes, M.counter.matvecs
     try:
         if center:
-            M = M.centered(M.col_mean())
-        (method, found, error), factor = in_range(lambda M: _compute(M, k, key, monitor, caller, **options), M)
+            with np.errstate(over="ignore", invalid="ignore"):  # of a mean that is not finite: found in the products
+                M = M.centered(M.col_mean())
+        (method, found, error), factor = in_range(
+            lambda M, factor: _compute(M, k, factor, key, monitor, caller, **options), M
+        )
     finally:
         monitor.close()
 
@@ -200,13 +211,14 @@ def _svd(A, k, caller, *, rng, callback, progress, center, **options):
     return SVDResult(U, S, adjoint(V), info)
 
 
-def _compute(M, k, key, monitor, caller, *, rtol, atol, method, n_oversamples, n_iter, max_passes, sketch, compute_uv,
-             flip_sign, **krylov):  # fmt: skip
+def _compute(M, k, factor, key, monitor, caller, *, rtol, atol, method, n_oversamples, n_iter, max_passes, sketch,
+             compute_uv, flip_sign, **krylov):  # fmt: skip
     """Run one method; return its name, its triplets and an estimate of the relative error."""
+    limit = M.counter.passes + max_passes if max_passes else np.inf
     if rtol is not None or atol is not None:
         U, s, V, met, error = adaptive_qb(
-            M, k or min(M.shape), rtol, atol, "fro", n_iter=1, block_size="auto", sketch=sketch, key=key,
-            monitor=monitor, caller=caller,
+            M, k or min(M.shape), rtol, atol and atol * factor, "fro", n_iter=1, block_size="auto", sketch=sketch,
+            key=key, monitor=monitor, caller=caller,
         )  # fmt: skip
         message = "precision met" if met else f"rank {len(s)} reached before the precision"
         return "qb", Triplets(U, s, V, None, met, 0, max(len(s), 1), message), error
@@ -229,8 +241,9 @@ def _compute(M, k, key, monitor, caller, *, rtol, atol, method, n_oversamples, n
             M, k, key, monitor, caller, method, n_oversamples, max_passes, sketch, compute_uv, **krylov
         )
     found = _completed(found, M, k, key)
-    # The norm of A costs little beside the method where A is in memory.
-    total = M.fro_norm_sq() if M.kind in ("dense", "sparse") and not is_meta(found.V) else None
+    # The norm of A is one more pass, and costs little beside the method where A is in memory.
+    affordable = M.kind in ("dense", "sparse") and not is_meta(found.V) and M.counter.passes < limit
+    total = M.fro_norm_sq() if affordable else None
     return method, found, None if total is None else _relative_error(M, found.s, total)
 
 
@@ -300,13 +313,15 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
     max_passes = max_passes or MAX_PASSES * max(1, -(-(k + n_oversamples) // block))
     budget = W.counter.passes + max_passes
     if method == "gram":
-        images = M.kind in ("dense", "operator")
+        # Elsewhere one more pass at the end costs less than the memory, if there is one left.
+        images = M.kind in ("dense", "operator") or (max_passes < 3 and not W.one_pass_gram)
         found = short_side(W, k, block=block, max_basis=basis, max_passes=max_passes, keep_images=images, **limits)
         if found.squared_away and not monitor.stopped:
             left = budget - W.counter.passes
-            if left < 3:
-                message = f"max_passes = {max_passes} reached before the small singular values were resolved"
-                found = found._replace(converged=False, message=message)
+            if not found.converged:
+                pass  # the passes are spent already
+            elif left < 2:
+                found = found._replace(converged=False, message="small singular values not resolved")
             else:
                 method = "gram+krylov"
                 start = W.xp.concat([found.V, limits["fresh"](min(n_oversamples + 1, side))], axis=1)[:, :side]
@@ -315,6 +330,8 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
             found = _with_left(W, found)
     else:
         found = two_sided(W, k, orth(limits["fresh"](block))[0], max_basis=basis, max_passes=max_passes, **limits)
+    if not found.converged:
+        found = found._replace(message=f"max_passes = {max_passes} reached with {found.message}")
     return method, found._replace(U=found.V, V=found.U) if swap else found
 
 
@@ -349,7 +366,8 @@ def _completed(found, M, k, key):
             X = M.xp.concat([X, random_complement(X, draw, missing)], axis=1)
         parts.append(X)
     padding = np.zeros(missing)
-    residuals = None if found.residuals is None else np.concatenate([found.residuals, padding])
+    unknown = padding if found.converged else padding + np.inf  # zeros may stand in for triplets not found yet
+    residuals = None if found.residuals is None else np.concatenate([found.residuals, unknown])
     return found._replace(U=parts[0], V=parts[1], s=np.concatenate([found.s, padding]), residuals=residuals)
 
 
@@ -387,5 +405,7 @@ def _check_options(M, k, caller, *, rtol, atol, tol, method, n_oversamples, n_it
     for value, name in ((block_size, "block_size"), (max_basis, "max_basis"), (max_passes, "max_passes")):
         if value is not None:
             check_count(value, name, caller)
+    if max_passes == 1 and method not in ("auto", "dense", "qr", "rowstream"):
+        raise ValueError(f"{caller}: max_passes must be at least 2 for method {method!r}; got 1.")
     if max_basis is not None and max_basis < min(k or 1, *M.shape):
         raise ValueError(f"{caller}: max_basis must be at least k = {k}; got {max_basis}.")

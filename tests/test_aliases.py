@@ -107,7 +107,6 @@ def test_names_of_arguments():
     assert all(ours[name].default == scipys[name].default for name in shared)
 
 
-# fmt: off
 @pytest.mark.parametrize(("function", "arguments", "options", "error", "message"), [
     ("svds", (0,), {}, ValueError, "k must be in 1..20 for A of shape (30, 20); got 0."),
     ("svds", (2.0,), {}, TypeError, "k must be an integer; got float 2.0."),
@@ -122,8 +121,7 @@ def test_names_of_arguments():
     ("randomized_svd", (3,), {"n_iter": -1}, ValueError, "n_iter must be at least 0; got -1."),
     ("randomized_svd", (3,), {"n_iter": "many"}, TypeError, "n_iter must be"),
     ("randomized_svd", (3,), {"random_state": "x"}, TypeError, "random_state must be None"),
-])
-# fmt: on
+])  # fmt: skip
 def test_errors_name_the_alias_and_its_argument(function, arguments, options, error, message):
     A = CountingOperator(np.ones((30, 20)))
     with pytest.raises(error) as caught:

@@ -53,7 +53,7 @@ def test_precisions_below_the_root_of_rounding(rtol, kind, function):
     A = matrix_with_spectrum(120, 80, sigma, rng=0)
     result = function(kind(A), rtol=rtol, rng=0)
     error = np.linalg.norm(A - result.to_dense()) / np.linalg.norm(A)
-    # The error is estimated from eight random vectors: three times too small with a probability of at most 1e-3, that of
+    # The error is estimated from eight random vectors: a third of it comes out with a probability of at most 1e-3, of
     # a chi-square variable with 8 degrees of freedom below 8 / 9.
     assert error <= 3 * rtol
     assert result.info.converged

@@ -238,7 +238,8 @@ def test_bad_arguments(function, options, error, message):
 
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({}, ValueError, "one of k, rtol and atol must be given"), ({"rtol": -1}, ValueError, "rtol must be finite"),
-    ({"atol": float("nan")}, ValueError, "atol must be finite"), ({"k": 3, "norm": True}, ValueError, "norm must be one of"),
+    ({"atol": float("nan")}, ValueError, "atol must be finite"),
+    ({"k": 3, "norm": True}, ValueError, "norm must be one of 'fro', 2; got True"),
     ({"k": 3, "norm": "nuc"}, ValueError, "norm must be one of 'fro', 2"),
     ({"k": 3, "block_size": 0}, ValueError, "block_size must"),
     ({"rtol": 0.1, "callback": 3}, TypeError, "callback must be callable"),

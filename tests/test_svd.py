@@ -31,7 +31,7 @@ def slack(problem, result):
     if result.info.method == "rowstream":
         return problem.rounding * max(problem.eps**-0.5, 1.0) * np.ones_like(S)
     if result.info.method == "gram" and problem.sigma[0] > 0:
-        return problem.rounding * problem.sigma[0] / S
+        return problem.rounding * problem.sigma[0] / S.min() * np.ones_like(S)
     return problem.rounding * np.ones_like(S)
 
 
@@ -95,7 +95,7 @@ def test_error_of_a_projection_obeys_pythagoras(method, problem):
 def test_a_converged_residual_is_no_larger_than_reported(method, problem, tol, width):
     A, sigma, k, seed = problem
     assume(tol > 100 * problem.eps)
-    result = rnla.svd(A, k, method=method, tol=tol, block_size=width, max_passes=10**6, rng=seed)
+    result = rnla.svd(A, k, method=method, tol=tol, block_size=width, max_passes=500, rng=seed)
     assert result.info.converged
     assert result.info.message == "converged"
     residuals = true_residuals(A, result)
@@ -109,7 +109,7 @@ def test_a_converged_residual_is_no_larger_than_reported(method, problem, tol, w
 def test_singular_values_converge_to_those_of_lapack(method, problem, width):
     A, sigma, k, seed = problem
     tol = 1e-6 if problem.eps < 1e-10 else 1e-3
-    result = rnla.svd(A, k, method=method, tol=tol, block_size=width, max_passes=10**6, rng=seed)
+    result = rnla.svd(A, k, method=method, tol=tol, block_size=width, max_passes=500, rng=seed)
     # Weyl: orthonormal U, V with residuals R pair up with singular values no further away than ||R||. That they are the
     # leading ones holds for almost every start, and `verify` looks for missed copies.
     allowed = k**0.5 * tol * sigma[:k] + slack(problem, result)
@@ -133,7 +133,7 @@ def test_default_tolerance_gives_four_digits(method, dtype, name):
 def test_krylov_on_the_whole_space_is_lapack(problem):
     A, sigma, _, seed = problem
     n = A.shape[1]
-    result = rnla.svd(A, n, method="krylov", block_size=4, max_basis=n, tol=0, max_passes=10**6, rng=seed)
+    result = rnla.svd(A, n, method="krylov", block_size=4, max_basis=n, tol=0, max_passes=500, rng=seed)
     assert np.abs(result.S - sigma).max() <= problem.rounding
     assert np.linalg.norm(A - result.to_dense(), 2) <= problem.rounding
 
@@ -229,9 +229,7 @@ def test_max_passes_is_a_bound_and_the_best_so_far_is_returned(kind, method, max
     sigma = np.r_[np.ones(12), spectrum("flat", 108) * 0.9]
     A = matrix_with_spectrum(150, 120, sigma, rng=0)
     view = {"dense": A, "operator": CountingOperator(A), "rows": CountingRows(A, 16), "sparse": csr_array(A)}[kind]
-    with pytest.warns(
-        rnla.ConvergenceWarning, match=rf"^rnla\.svd: max_passes = {max_passes} reached with residual"
-    ) as caught:
+    with pytest.warns(rnla.ConvergenceWarning, match=rf"^rnla\.svd: max_passes = {max_passes} reached ") as caught:
         U, S, Vh = result = rnla.svd(view, 10, method=method, max_passes=max_passes, tol=1e-9, rng=0)
     info = result.info
     assert not info.converged

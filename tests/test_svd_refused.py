@@ -1,4 +1,4 @@
-"""`svd` refuses what it cannot decompose: values that are not finite, wherever they appear, and arguments out of range."""
+"""`svd` refuses values that are not finite, wherever they appear, and arguments out of range."""
 
 import numpy as np
 import pytest

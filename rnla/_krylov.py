@@ -297,7 +297,8 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
         exhausted = Qi.shape[1] == 0 and random  # random directions outside P see nothing new: the range is complete
         converged = exhausted or (len(s) >= k and settled)
         before = excess if len(s) >= k else np.inf
-        stopped = monitor(np.max(residuals / np.maximum(s[:k], eps * top), initial=0.0) if len(s) >= k else np.inf)
+        error = np.max(residuals[:k] / np.maximum(s[:k], eps * top), initial=0.0) if len(s) >= k else np.inf
+        stopped = len(s) > 0 and monitor(error)  # before the first triplets there is nothing to stop with
         spent = len(s) > 0 and M.counter.passes + 2 > budget
         missed = None
         if converged and verify and not (exhausted or stopped):

@@ -217,7 +217,8 @@ def test_a_file_is_read_once_for_every_block_and_once_at_the_end(method):
     rows = CountingRows(A, 16)
     info = rnla.svd(rows, 5, method=method, rng=0).info
     blocks = len(info.history)
-    assert rows.passes == (blocks + 1 if method == "gram" else 2 * blocks - 1)
+    # The first product of `krylov` has no triplets to report yet.
+    assert rows.passes == (blocks + 1 if method == "gram" else 2 * blocks + 1)
 
 
 @pytest.mark.parametrize("kind", ["dense", "operator", "rows", "sparse"])

@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from rnla._backend import adjoint, check_finite, columns, eps_of, host_svd, to_host
-from rnla._orth import like, orth, orthonormal_block, random_complement
+from rnla._orth import like, orth, orthonormal_block, random_complement, times_small
 from rnla._rangefinder import check_range
 from rnla._sketch import test_matrix
 
@@ -238,10 +238,10 @@ def _short_triplets(basis, values, S, B, P, k):
     V, R = orth(V)
     if basis._Y is None:
         return None, s, V
-    U, R2 = orth(basis.Y @ like(S @ (Z / root[:, None]), basis._Q))
+    U, R2 = orth(basis.Y @ like(S @ (Z / root[:, None]), basis._Q), overwrite=True)
     # U^H A V, with both bases made orthonormal to rounding: R and R2 are the identity up to (sigma_1 / sigma_k)**2 eps.
     X, s, Yh = host_svd(np.linalg.solve(R2.conj().T, s[:, None] * R.conj().T))
-    return U @ like(X, U), s, V @ like(Yh.conj().T, V)
+    return times_small(U, X, overwrite=True), s, V @ like(Yh.conj().T, V)
 
 
 def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, monitor, caller):

@@ -183,9 +183,10 @@ def sum_of_squares(B, scale):
     """Return ``||scale * B||_F**2`` in double precision, with temporaries of the size of `B`."""
     xp = array_namespace(B)
     if scale == 1 and is_numpy_array(B) and (B.flags.c_contiguous or B.flags.f_contiguous):
-        # BLAS at the speed of memory; runs short enough that single precision loses nothing that matters.
-        flat = B.reshape(-1, order="A")
-        return math.fsum(float(xp.vdot(flat[part], flat[part]).real) for part in spans(flat.size, 2**16))
+        # A product of BLAS with itself, in runs that stay in the cache when they are widened to double precision.
+        flat, wide = B.reshape(-1, order="A"), wide_dtype(B.dtype, xp)
+        runs = (flat[part].astype(wide, copy=False) for part in spans(flat.size, 2**15))
+        return math.fsum(float(xp.vdot(run, run).real) for run in runs)
     wide = xp.astype(B, wide_dtype(B.dtype, xp)) * scale
     if xp.isdtype(wide.dtype, "complex floating"):
         return float(xp.sum(xp.real(wide) ** 2 + xp.imag(wide) ** 2))

@@ -1,14 +1,16 @@
 """Orthonormalise the columns of a tall block: Cholesky QR with its test, sketched Cholesky QR, Householder QR."""
 
 import numpy as np
+from array_api_compat import is_numpy_array
 
 from rnla._backend import adjoint, eps_of, from_host, host_svd, is_meta, to_host
 from rnla._sketch import SparseSign
 
+IN_PLACE = 2**22  # entries from which a block is overwritten where it may be: 32 MB in double precision
 CHOLESKY_LIMIT = 10.0  # a diagonal of the Cholesky factor below this times sqrt(eps) ends the trust in it
 
 
-def orth(Y, method="auto"):
+def orth(Y, method="auto", *, overwrite=False):
     """Compute a QR factorisation of a tall block, by products with itself where its condition allows.
 
     Cholesky QR costs ``2 m b**2`` flops a round in matrix products, 5 to 8 times faster than Householder QR, but
@@ -20,6 +22,8 @@ def orth(Y, method="auto"):
         Block with ``m >= b``.
     method : {"auto", "cholqr2", "rcholqr", "qr"}
         ``auto``: the first of the others whose test passes.
+    overwrite : bool
+        Q may take the memory of Y.
 
     Returns
     -------
@@ -37,20 +41,31 @@ def orth(Y, method="auto"):
         return _householder(Y)
     attempts = {"cholqr2": (_cholesky_twice,), "rcholqr": (_sketched,), "auto": (_cholesky_twice, _sketched)}[method]
     for attempt in attempts:
-        factors = attempt(Y)
+        factors = attempt(Y, overwrite)
         if factors is not None:
             return factors
     return _householder(Y)
 
 
-def cholesky_step(Y):
+def cholesky_step(Y, overwrite=False):
     """Return ``Y R^-1`` and ``R`` of one Cholesky QR, or None where rounding in ``Y^H Y`` forbids it."""
     R = cholesky_factor(to_host(adjoint(Y) @ Y), eps_of_array(Y))
     if R is None:
         return None
     # One product with the inverse is faster than a triangular solve for every row of Y, and NumPy's inverse, which runs
     # in the BLAS that made the Gram matrix, is faster than a triangular one in SciPy's: two thread pools would compete.
-    return Y @ like(np.linalg.inv(R), Y), R
+    return times_small(Y, np.linalg.inv(R), overwrite=overwrite), R
+
+
+def times_small(Y, T, *, overwrite=False):
+    """Return ``Y T`` for a small square matrix of the host; a large NumPy array can be overwritten, by rows."""
+    T = like(T, Y)
+    if not (overwrite and is_numpy_array(Y) and Y.size > IN_PLACE):
+        return Y @ T
+    step = IN_PLACE // 8 // Y.shape[1]
+    for start in range(0, len(Y), step):
+        Y[start : start + step] = Y[start : start + step] @ T
+    return Y
 
 
 def cholesky_factor(G, eps):
@@ -142,21 +157,25 @@ def _basis(Z, floor, room):
     return Q @ like(U[:, :keep], Z), s[:keep, None] * Vh[:keep]
 
 
-def _cholesky_twice(Y):
-    first = cholesky_step(Y)
-    second = None if first is None else cholesky_step(first[0])
-    return None if second is None else (second[0], second[1] @ first[1])
+def _cholesky_twice(Y, overwrite):
+    first = cholesky_step(Y, overwrite)
+    if first is None:
+        return None
+    # The condition of the first factor is below 2: it never fails the test that the block passed.
+    Q, R = cholesky_step(first[0], True) or _householder(first[0])
+    return Q, R @ first[1]
 
 
-def _sketched(Y):
+def _sketched(Y, overwrite):
     # A sparse sign sketch of 2 b rows keeps every length within a factor of about 4: Y R0^-1 has condition below 10.
     S = SparseSign(2 * Y.shape[1], Y.shape[0], seed=0x5EED)
     R0 = np.linalg.qr(to_host(S @ Y), mode="r")
     diagonal = np.abs(np.diagonal(R0))
     if not diagonal.min() > Y.shape[0] * eps_of_array(Y) * diagonal.max():
         return None
-    factors = _cholesky_twice(Y @ like(np.linalg.inv(R0), Y))
-    return None if factors is None else (factors[0], factors[1] @ R0)
+    Y = times_small(Y, np.linalg.inv(R0), overwrite=overwrite)
+    Q, R = _cholesky_twice(Y, True) or _householder(Y)
+    return Q, R @ R0
 
 
 def _householder(Y):

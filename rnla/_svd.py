@@ -9,7 +9,7 @@ from rnla._krylov import TestColumns, Triplets, short_side, two_sided
 from rnla._lowrank import SVDInfo, SVDResult
 from rnla._matrix import as_matrix
 from rnla._onepass import generalized_nystrom, row_stream
-from rnla._orth import like, orth, random_complement
+from rnla._orth import like, orth, random_complement, times_small
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     KINDS,
@@ -337,9 +337,9 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
 
 def _with_left(M, found):
     """Form the left vectors by one more pass; with it the values lose no digits to squaring."""
-    U, R = orth(M.matmat(found.V))
+    U, R = orth(M.matmat(found.V), overwrite=True)
     X, s, Zh = host_svd(R)
-    return found._replace(U=U @ like(X, U), s=s, V=found.V @ like(Zh.conj().T, U))
+    return found._replace(U=times_small(U, X, overwrite=True), s=s, V=found.V @ like(Zh.conj().T, U))
 
 
 def _block(kind, k, width, tol):

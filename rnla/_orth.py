@@ -97,7 +97,12 @@ def eps_of_array(Y):
 def project_out(Z, Q):
     """Return ``Z - Q (Q^H Z)`` and the coefficients ``Q^H Z`` on the host."""
     C = adjoint(Q) @ Z
-    return Z - Q @ C, to_host(C)
+    rest = Q @ C
+    if is_numpy_array(Z):
+        np.subtract(Z, rest, out=rest)  # fresh memory costs as much as the subtraction
+    else:
+        rest = Z - rest
+    return rest, to_host(C)
 
 
 def orthonormal_block(Z, Q, *, floor):

@@ -230,7 +230,7 @@ def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="aut
     return QBResult(Q, B, info)
 
 
-def adaptive_qb(M, k, rtol, atol, norm, *, n_iter, block_size, sketch, key, monitor, caller):
+def adaptive_qb(M, k, rtol, atol, norm, *, n_iter, block_size, sketch, key, monitor, caller, budget=math.inf):
     """Grow ``Q B`` by blocks until the error is below the precision.
 
     Return U, s, V with ``Q B = U s V^H`` and the surplus dropped, whether the precision is met, and the relative error.
@@ -246,6 +246,8 @@ def adaptive_qb(M, k, rtol, atol, norm, *, n_iter, block_size, sketch, key, moni
     captured, used, scale, blocks, converged, error = 0.0, 0, 0.0, 0, False, math.inf
     sampled, samples = 0.0, 0
     while not converged and Q.shape[1] < k and not monitor.stopped:
+        if blocks and M.counter.passes + 2 * n_iter + 2 > budget:
+            break
         count = min(width, k - Q.shape[1])
         X = test_matrix(sketch, key, n, count, xp=xp, device=M.device, dtype=M.dtype, start=used)
         used, blocks = used + count, blocks + 1

@@ -39,7 +39,7 @@ WIDE_BLOCK = 96  # blocks of k + n_oversamples columns up to this width
 SMALL_ENTRIES = 2**20  # up to this many entries a matrix that is not dense may be made so
 IN_BLOCKS = ("dense", "file", "dask")  # kinds whose products cost the same for one column and for many
 MAX_PASSES = 40  # default bound, for blocks of k + n_oversamples columns
-TIGHT = 1e-5  # tolerances below which blocks of dense products are halved
+TIGHT = 1e-5  # up to this tolerance blocks are halved
 CHEAP_BLOCKS = (8, 32)  # narrowest and widest block where products are cheap beside the orthogonalisation
 
 
@@ -218,9 +218,10 @@ def _compute(M, k, factor, key, monitor, caller, *, rtol, atol, method, n_oversa
     if rtol is not None or atol is not None:
         U, s, V, met, error = adaptive_qb(
             M, k or min(M.shape), rtol, atol and atol * factor, "fro", n_iter=1, block_size="auto", sketch=sketch,
-            key=key, monitor=monitor, caller=caller,
+            key=key, monitor=monitor, caller=caller, budget=limit,
         )  # fmt: skip
-        message = "precision met" if met else f"rank {len(s)} reached before the precision"
+        ended = f"max_passes = {max_passes} or rank {len(s)}" if max_passes else f"rank {len(s)}"
+        message = "precision met" if met else f"{ended} reached before the precision"
         return "qb", Triplets(U, s, V, None, met, 0, max(len(s), 1), message), error
     if method == "auto":
         method = _choose(M, k, n_oversamples, max_passes)
@@ -351,7 +352,8 @@ def _block(kind, k, width, tol):
     if kind in IN_BLOCKS:
         return width
     narrow, wide = CHEAP_BLOCKS
-    return min(max(8 * -(-k // 40), narrow), wide)
+    block = min(max(8 * -(-k // 40), narrow), wide)
+    return block if tol > TIGHT else max(narrow, block // 2)
 
 
 def _completed(found, M, k, key):
@@ -405,6 +407,8 @@ def _check_options(M, k, caller, *, rtol, atol, tol, method, n_oversamples, n_it
     for value, name in ((block_size, "block_size"), (max_basis, "max_basis"), (max_passes, "max_passes")):
         if value is not None:
             check_count(value, name, caller)
+    if method != "auto" and (rtol is not None or atol is not None):
+        raise ValueError(f"{caller}: method must be 'auto' where rtol or atol sets the rank; got {method!r}.")
     if max_passes == 1 and method not in ("auto", "dense", "qr", "rowstream"):
         raise ValueError(f"{caller}: max_passes must be at least 2 for method {method!r}; got 1.")
     if max_basis is not None and max_basis < min(k or 1, *M.shape):

@@ -14,7 +14,7 @@ from rnla.kernels._threads import map_blocks
 PRODUCT_TILE = 256
 ADJOINT_TILE = 128
 ROW_BLOCKS = 64  # tasks per tile in the product: enough for balance, few enough for Python
-PARTS = 4  # private copies of the result in the adjoint; fixed, so that sums do not depend on the number of threads
+PARTS = 2  # private copies of the result in the adjoint; fixed, so that sums do not depend on the number of threads
 SMALL = 2_000_000  # multiply-adds below which SciPy is done before Numba is imported
 
 

@@ -25,7 +25,7 @@ def result_name(options):
     """Return the name of the results: a part of a benchmark must not overwrite those of the whole."""
     settings = vars(options)
     sizes = [size for size in ("quick", "tiny") if settings.get(size)]
-    part = ["part"] if settings.get("only") else []
+    part = ["part"] if settings.get("only") or settings.get("peers", "*") != "*" else []
     return "-".join([options.benchmark, *sizes, *filter(None, [settings.get("table")]), *part])
 
 

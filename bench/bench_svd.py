@@ -38,6 +38,7 @@ def add_arguments(parser):
     size.add_argument("--quick", action="store_true", help="three cells and the fast peers, in under three minutes")
     size.add_argument("--tiny", action="store_true", help="matrices of a thousandth of the size: tests the benchmark")
     parser.add_argument("--only", metavar="PATTERN", help="cells whose name matches, such as '*graph*' or 'memmap'")
+    parser.add_argument("--peers", metavar="PATTERN", default="*", help="peers whose name matches, such as 'scikit*'")
     parser.add_argument("--table", choices=sorted(bench_tables.TABLES), help="one of the small tables instead")
     parser.add_argument("--scratch", type=Path, help="where the memmap's file goes (default: TMPDIR)")
     parser.add_argument("--memmap-gb", type=float, default=8.0, help="size of that file (default 8)")
@@ -52,17 +53,18 @@ def run(options, report):
     for workload in selected(options):
         report.progress(workload.title)
         problem = workloads.load(workload)
-        for row in cell(problem, contests(workload, options.quick), repeats, budget):
+        chosen = [c for c in contests(workload, options.quick) if fnmatch.fnmatch(c.peer.name, options.peers)]
+        for row in cell(problem, chosen, repeats, budget, with_torch=fnmatch.fnmatch("torch", options.peers)):
             report.add(TABLE, [row])
             report.progress(f"  {row['peer']}: {number(row['ratio'], '.2f')} ({row.get('message', row['mode'])})")
     if report.content["tables"]:
         report.table(TABLE, COLUMNS)
         report.add(figures.TITLE, figures.verdicts(report.content["tables"][TABLE]))
         report.table(figures.TITLE, figures.COLUMNS)
-    if not options.quick and matches(options, "memmap"):
+    if not options.quick and options.peers == "*" and matches(options, "memmap"):
         gigabytes = 0.02 if options.tiny else options.memmap_gb
         bench_memmap.run(gigabytes, options.scratch, options.threads, report)
-    if not (options.quick or options.tiny or options.only):
+    if not (options.quick or options.tiny or options.only or options.peers != "*"):
         for table in ("B1", "B2", "B3", "B4"):
             bench_tables.run(table, report)
 
@@ -156,7 +158,7 @@ class Ours:
         return next((tol for tol in LADDER if good(tol)), None)
 
 
-def cell(problem, selected_contests, repeats, budget):
+def cell(problem, selected_contests, repeats, budget, *, with_torch=True):
     """Yield the rows of one workload."""
     A, k = problem.A, problem.workload.k
     ours = Ours(problem)
@@ -164,7 +166,7 @@ def cell(problem, selected_contests, repeats, budget):
     if problem.workload.kind == "dense":
         if ours.at(DEFAULT_TOL).info.matvecs:  # a direct method does none
             yield bare_row(problem, ours, repeats, budget)
-        if peers.torch_lowrank(1).installed:
+        if with_torch and peers.torch_lowrank(1).installed:
             selected_contests = [*selected_contests, Contest(matched_torch(problem, ours.at(DEFAULT_TOL)), ("equal",))]
     for contest in selected_contests:
         peers.warm_up(contest.peer)

@@ -186,7 +186,7 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
             # Nothing is claimed that was to be verified and could not be.
             done = M.counter.passes + VERIFY_PASSES <= budget
             top, smallest = np.sqrt(values[[0, k - 1]])
-            missed = _missed(M, basis.Q @ like(S[:, :k], basis.Q), top, smallest, fresh) if done else None
+            missed = _missed(M, basis.Q @ like(S[:, :k], basis.Q), top, smallest, tol, fresh) if done else None
             if missed is not None:
                 # A copy was missed: the block is narrower than some multiplicity. Widen it, by what was found first.
                 known = M.xp.concat([basis.Q, P], axis=1)
@@ -304,7 +304,7 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
         if converged and verify and not (exhausted or stopped):
             converged = M.counter.passes + VERIFY_PASSES <= budget  # nothing is claimed that could not be verified
             spent = spent or not converged
-            missed = _missed(M, P @ like(X[:, :k], P), s[0], s[k - 1], fresh) if converged else None
+            missed = _missed(M, P @ like(X[:, :k], P), s[0], s[k - 1], tol, fresh) if converged else None
         converged = converged and missed is None
         if stopped or spent or converged:
             break
@@ -340,7 +340,7 @@ def _with_fresh(found, fresh, count):
     return array_namespace(found).concat([known, fresh(count - known.shape[1])], axis=1)
 
 
-def _missed(M, V, top, smallest, fresh, *, width=4, rounds=2):
+def _missed(M, V, top, smallest, tol, fresh, *, width=4, rounds=2):
     """Return directions outside V on which A is larger than `smallest`, or None if random ones show none.
 
     A Krylov space grown from b columns holds at most b copies of a repeated singular value, and its residuals cannot
@@ -354,4 +354,5 @@ def _missed(M, V, top, smallest, fresh, *, width=4, rounds=2):
         G = orthonormal_block(M.gram_matmat(G), V, floor=floor * top)[0]
     Y = M.matmat(G)
     found = float(np.sqrt(np.linalg.norm(to_host(adjoint(Y) @ Y), 2))) if G.shape[1] else 0.0
-    return G if found > smallest * (1 + 1e-3) + 100 * floor * np.sqrt(M.shape[1]) else None
+    # Values that have converged to tol are known to about tol**2: what is larger by no more is not a missed copy.
+    return G if found > smallest * (1 + max(1e-3, tol**2)) + 100 * floor * np.sqrt(M.shape[1]) else None

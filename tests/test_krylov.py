@@ -204,9 +204,9 @@ def test_missed_directions_are_found_and_absent_ones_are_not(dtype):
     M = as_matrix(((U * sigma) @ V.conj().T).astype(dtype), "test")
     for seed in range(20):
         fresh = TestColumns(M, "gaussian", seed)
-        assert _missed(M, V[:, :8], 1.0, 1.0, fresh) is None
+        assert _missed(M, V[:, :8], 1.0, 1.0, 1e-2, fresh) is None
         # Five of the eight known: the sixth value of A is 1, that of the known ones 0.5.
-        G = _missed(M, np.concatenate([V[:, :5], V[:, 8:11]], axis=1), 1.0, 0.5, fresh)
+        G = _missed(M, np.concatenate([V[:, :5], V[:, 8:11]], axis=1), 1.0, 0.5, 1e-2, fresh)
         assert_orthonormal(G)
         # Its directions lean to the missing ones: two rounds amplify them by (1 / 0.5)**4.
         assert np.linalg.norm(V[:, 5:8].conj().T @ G) > 1

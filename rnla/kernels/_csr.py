@@ -74,10 +74,11 @@ def csr_rmatmat(data, indices, indptr, shape, Y):
     weights = np.conj(data) if np.iscomplexobj(data) else data
     Y = np.ascontiguousarray(Y)
     out = np.empty((shape[1], Y.shape[1]), Y.dtype)
-    # Each part costs one more sum over the (n, l) result: not worth it when A has few entries a column.
-    bounds = _balanced(indptr, PARTS if data.size >= 8 * PARTS * shape[1] else 1)
-    parts = len(bounds) - 1
     tiles = _tiles(Y, ADJOINT_TILE)
+    # Each part costs one more sum over the (n, l) result: not worth it when there are tiles enough to share the work,
+    # or when A has few entries a column.
+    bounds = _balanced(indptr, PARTS if len(tiles) == 1 and data.size >= 8 * PARTS * shape[1] else 1)
+    parts = len(bounds) - 1
 
     def run(task, _):
         first, last = tiles[task // parts]

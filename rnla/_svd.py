@@ -278,8 +278,7 @@ def _exact(M, k, method, caller):
     s = to_host(s)
     squares = (s / max(s[0], np.finfo(s.dtype).tiny)) ** 2
     error = float(np.sqrt(squares[k:].sum() / squares.sum())) if s[0] > 0 else 0.0
-    copies = (M.xp.asarray(part[:, :k], copy=True) for part in (U, V))  # a view would keep all columns in memory
-    U, V = copies
+    U, V = (M.xp.asarray(part[:, :k], copy=True) for part in (U, V))  # a view would keep all columns in memory
     return Triplets(U, s[:k], V, np.zeros(k), True, 0, min(M.shape)), error
 
 

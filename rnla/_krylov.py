@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from rnla._backend import adjoint, check_finite, columns, eps_of, host_svd, to_host
-from rnla._orth import like, orth, orthonormal_block, random_complement, times_small
+from rnla._orth import like, orth, orth_factors, orthonormal_block, random_complement, times_small
 from rnla._rangefinder import check_range
 from rnla._sketch import test_matrix
 
@@ -57,6 +57,7 @@ class ShortBasis:
 
     def __init__(self, M, capacity, keep_images, caller):
         self.M, self.caller, self.size, self.scale = M, caller, 0, 0.0
+        self._near = 0  # A^H A times the next block has no part along the columns of Q before this one
         place = {"dtype": M.dtype, "device": M.device}
         self._Q = columns(M.xp, M.shape[1], capacity, **place)
         self._Y = columns(M.xp, M.shape[0], capacity, **place) if keep_images else None
@@ -83,7 +84,8 @@ class ShortBasis:
             check_range(self.M, X, Z, self.caller, power=2)
         check_finite(Z, self.caller, "A")
         self.scale = max(self.scale, float(np.sqrt(np.max(np.diagonal(to_host(adjoint(Z) @ Z)).real))))
-        P, B, C = orthonormal_block(Z, self.Q, floor=self.eps * self.scale)
+        P, B, C = orthonormal_block(Z, self.Q, floor=self.eps * self.scale, near=self._near)
+        self._near = first
         self._T[:last, first:last] = C
         self._T[first:last, :last] = C.conj().T
         self._T[first:last, first:last] = (C[first:] + C[first:].conj().T) / 2
@@ -102,7 +104,7 @@ class ShortBasis:
             self._Y[:, :keep] = self.Y @ S
         self._T[:] = 0
         self._T[np.arange(keep), np.arange(keep)] = values[:keep]
-        self.size = keep
+        self.size, self._near = keep, 0
 
     def _gram(self, X, first, last):
         if self._Y is None:
@@ -171,7 +173,7 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
     step = 2 if keep_images or not M.one_pass_gram else 1
     basis = ShortBasis(M, min(n, max_basis), keep_images, caller)
     P = orth(fresh(block))[0]
-    restarts = 0
+    restarts, triplets = 0, None
     while True:
         width = P.shape[1]
         P, B = basis.expand(P, fresh)
@@ -185,21 +187,22 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
         if done and verify and basis.size < n and not (lost or stopped):
             # Nothing is claimed that was to be verified and could not be.
             done = M.counter.passes + VERIFY_PASSES <= budget
-            top, smallest = np.sqrt(values[[0, k - 1]])
-            missed = _missed(M, basis.Q @ like(S[:, :k], basis.Q), top, smallest, tol, fresh) if done else None
+            triplets = _, s, V = _short_triplets(basis, values, S, B, P, k)
+            missed = _missed(M, V, s[0], s[-1], tol, fresh) if done else None
             if missed is not None:
+                done, spent = False, M.counter.passes + step > budget
+            if missed is not None and not spent:
                 # A copy was missed: the block is narrower than some multiplicity. Widen it, by what was found first.
                 known = M.xp.concat([basis.Q, P], axis=1)
                 wide = random_complement(known, partial(_with_fresh, missed, fresh), 3 * width)
-                P = M.xp.concat([P, wide], axis=1)[:, : max_basis - k]
-                done = False
+                P, triplets = M.xp.concat([P, wide], axis=1)[:, : max_basis - k], None
         if done or stopped or spent:
             break
         if basis.size + P.shape[1] > max_basis and basis.size > k:
             keep = min(basis.size, max(k, min(max_basis - P.shape[1], k + max(P.shape[1], extra, k // 2))))
             basis.restart(values, S, keep)
             restarts += 1
-    U, s, V = _short_triplets(basis, values, S, B, P, min(k, basis.size))
+    U, s, V = triplets or _short_triplets(basis, values, S, B, P, min(k, basis.size))
     message = f"residual {residuals.max():.1e}, tol {tol:.1e}"
     return Triplets(U, s, V, residuals[: len(s)] * s, done, restarts, block, message, float(noise.max()), lost)
 
@@ -235,13 +238,13 @@ def _short_triplets(basis, values, S, B, P, k):
     k = min(k, len(values))
     s, Z = np.sqrt(np.maximum(squares[::-1][:k], 0.0)), Z[:, ::-1][:, :k]
     V = basis.Q @ like(S @ (root[:, None] * Z / s), basis._Q) + P @ like(tail @ Z / s, basis._Q)
-    V, R = orth(V)
+    V, W, R = orth_factors(V)
     if basis._Y is None:
-        return None, s, V
-    U, R2 = orth(basis.Y @ like(S @ (Z / root[:, None]), basis._Q), overwrite=True)
+        return None, s, V @ like(W, V)
+    U, W2, R2 = orth_factors(basis.Y @ like(S @ (Z / root[:, None]), basis._Q), overwrite=True)
     # U^H A V, with both bases made orthonormal to rounding: R and R2 are the identity up to (sigma_1 / sigma_k)**2 eps.
     X, s, Yh = host_svd(np.linalg.solve(R2.conj().T, s[:, None] * R.conj().T))
-    return times_small(U, X, overwrite=True), s, V @ like(Yh.conj().T, V)
+    return times_small(U, W2 @ X, overwrite=True), s, V @ like(W @ Yh.conj().T, V)
 
 
 def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, monitor, caller):

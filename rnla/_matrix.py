@@ -109,7 +109,7 @@ class Matrix:
         return None if blocks is None else self._counted(blocks)
 
     def fro_norm_sq(self):
-        """Return ``||A||_F**2`` summed in double precision (one pass), or None if A is known by its products only."""
+        """Return ``||A||_F**2`` right to rounding of A (one pass), or None if A is known by its products only."""
         total = self.storage.fro_norm_sq()
         if total is not None:
             self.counter.passes += 1

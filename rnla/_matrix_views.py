@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
 from rnla._backend import adjoint
+
+RUN = 256  # entries whose squares are summed in their own precision: rounding of the total is far below its unit
 
 
 class Storage:
@@ -180,17 +183,33 @@ def wide_dtype(dtype, xp):
 
 
 def sum_of_squares(B, scale):
-    """Return ``||scale * B||_F**2`` in double precision, with temporaries of the size of `B`."""
+    """Return ``||scale * B||_F**2``, summed in double precision over runs of `RUN` entries summed in the dtype of B."""
     xp = array_namespace(B)
     if scale == 1 and is_numpy_array(B) and (B.flags.c_contiguous or B.flags.f_contiguous):
-        # A product of BLAS with itself, in runs that stay in the cache when they are widened to double precision.
-        flat, wide = B.reshape(-1, order="A"), wide_dtype(B.dtype, xp)
-        runs = (flat[part].astype(wide, copy=False) for part in spans(flat.size, 2**15))
-        return math.fsum(float(xp.vdot(run, run).real) for run in runs)
+        flat = B.reshape(-1, order="A")
+        whole = flat.size - flat.size % RUN
+        total = _squares_by_runs(flat[:whole].reshape(-1, RUN))
+        # Squares of single precision overflow and underflow where those of double precision do not.
+        if math.isfinite(total) and total > whole * float(np.finfo(B.dtype).tiny) / np.finfo(B.dtype).eps:
+            rest = flat[whole:].astype(wide_dtype(B.dtype, xp))
+            return total + float(np.vdot(rest, rest).real)
     wide = xp.astype(B, wide_dtype(B.dtype, xp)) * scale
     if xp.isdtype(wide.dtype, "complex floating"):
         return float(xp.sum(xp.real(wide) ** 2 + xp.imag(wide) ** 2))
     return float(xp.sum(wide * wide))
+
+
+def _squares_by_runs(runs):
+    from rnla.kernels import map_blocks
+
+    squares = np.empty(len(runs), runs.dtype)
+
+    def run(start, stop):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # a setting of each thread
+            np.vecdot(runs[start:stop], runs[start:stop], out=squares[start:stop])
+
+    map_blocks(run, len(runs), block=2**12)
+    return float(np.sum(squares.real, dtype=np.float64))
 
 
 def spans(length, step):

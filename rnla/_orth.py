@@ -7,6 +7,7 @@ from rnla._backend import adjoint, eps_of, from_host, host_svd, is_meta, to_host
 from rnla._sketch import SparseSign
 
 IN_PLACE = 2**22  # entries from which a block is overwritten where it may be: 32 MB in double precision
+EPS_DOUBLE = float(np.finfo(np.float64).eps)
 CHOLESKY_LIMIT = 10.0  # a diagonal of the Cholesky factor below this times sqrt(eps) ends the trust in it
 
 
@@ -47,9 +48,32 @@ def orth(Y, method="auto", *, overwrite=False):
     return _householder(Y)
 
 
+def orth_factors(Y, *, overwrite=False):
+    """Orthonormalise like `orth`, but leave the last small factor to a caller who multiplies by another one anyway.
+
+    Returns
+    -------
+    X : array, shape (m, b)
+        Columns that are orthonormal but for W.
+    W, R : ndarray, shape (b, b)
+        On the host in double precision; ``Q = X W`` has orthonormal columns and ``Y = Q R``.
+    """
+    first = cholesky_step(Y, overwrite) if not is_meta(Y) and Y.shape[0] >= 2 * Y.shape[1] else None
+    second = first and cholesky_factor(to_host(adjoint(first[0]) @ first[0]), eps_of_array(Y))
+    if second is not None:
+        return first[0], np.linalg.inv(second), second @ first[1]
+    Q, R = orth(Y if first is None else first[0], overwrite=overwrite)
+    return Q, np.eye(len(R)), R if first is None else R @ first[1]
+
+
 def cholesky_step(Y, overwrite=False):
     """Return ``Y R^-1`` and ``R`` of one Cholesky QR, or None where rounding in ``Y^H Y`` forbids it."""
-    R = cholesky_factor(to_host(adjoint(Y) @ Y), eps_of_array(Y))
+    eps = eps_of_array(Y)
+    R = cholesky_factor(to_host(adjoint(Y) @ Y), eps)
+    if R is None and eps > EPS_DOUBLE:
+        # Summed in double precision the squares keep what the block has: condition numbers up to 1 / (100 eps).
+        wide = widened(Y)
+        R = cholesky_factor(to_host(adjoint(wide) @ wide), (CHOLESKY_LIMIT * eps) ** 2)
     if R is None:
         return None
     # One product with the inverse is faster than a triangular solve for every row of Y, and NumPy's inverse, which runs
@@ -87,6 +111,14 @@ def like(X, Y):
     return from_host(X, array_namespace(Y), Y.dtype, device(Y))
 
 
+def widened(Y):
+    """Return the block in double precision."""
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(Y)
+    return xp.astype(Y, xp.complex128 if xp.isdtype(Y.dtype, "complex floating") else xp.float64)
+
+
 def eps_of_array(Y):
     """Return the rounding unit of the dtype of `Y`."""
     from array_api_compat import array_namespace
@@ -105,7 +137,7 @@ def project_out(Z, Q):
     return rest, to_host(C)
 
 
-def orthonormal_block(Z, Q, *, floor):
+def orthonormal_block(Z, Q, *, floor, near=0):
     """Split a block into its part in the span of `Q` and an orthonormal basis of the rest: ``Z = Q C + P B``.
 
     Projection and Cholesky QR alternate, so that the second projection acts on columns of norm one and leaves no more
@@ -119,6 +151,9 @@ def orthonormal_block(Z, Q, *, floor):
         Orthonormal columns; c may be 0.
     floor : float
         Directions of the rest with a norm up to this are rounding: left out of P, which has then fewer than b columns.
+    near : int
+        Z is known to have no more than rounding along the columns of Q before this one (as in a Krylov space of a
+        Hermitian matrix): these wait for the second projection.
 
     Returns
     -------
@@ -129,14 +164,15 @@ def orthonormal_block(Z, Q, *, floor):
     C : ndarray, shape (c, b)
         Host, double precision.
     """
-    Z, C = project_out(Z, Q)
+    Z, C = project_out(Z, Q[:, near:] if near else Q)
+    C = np.concatenate([np.zeros((near, C.shape[1]), C.dtype), C])
     P, B = _basis(Z, floor, max(Q.shape[0] - Q.shape[1], 0))
     for _ in range(3):
         if not P.shape[1]:
             return P, B, C
         P, correction = project_out(P, Q)
         C = C + correction @ B
-        P, R = orth(P)
+        P, R = _again(P)
         B = R @ B
         # Columns that lost little length to this projection are as orthogonal to Q as rounding allows.
         if not correction.size or np.abs(correction).max() < 0.1 / np.sqrt(correction.size):
@@ -160,6 +196,15 @@ def _basis(Z, floor, room):
     U, s, Vh = host_svd(R)  # small: rank-revealing
     keep = min(int(np.sum(s > floor)), room)
     return Q @ like(U[:, :keep], Z), s[:keep, None] * Vh[:keep]
+
+
+def _again(P):
+    """Orthonormalise columns that mostly are: one round of Cholesky QR is exact where the condition is below 2."""
+    G = to_host(adjoint(P) @ P)
+    if np.linalg.norm(G - np.eye(len(G))) > 0.5:
+        return orth(P)
+    R = np.linalg.cholesky(G).conj().T
+    return times_small(P, np.linalg.inv(R)), R
 
 
 def _cholesky_twice(Y, overwrite):

@@ -11,7 +11,7 @@ from rnla._backend import adjoint, check_finite, columns, eps_of, from_host, hos
 from rnla._errors import ConvergenceWarning
 from rnla._lowrank import QBResult, SVDInfo
 from rnla._matrix import as_matrix
-from rnla._orth import like, orth, orthonormal_block
+from rnla._orth import like, orth, orth_factors, orthonormal_block
 from rnla._progress import Monitor
 from rnla._sketch import test_matrix
 
@@ -320,10 +320,10 @@ def thin_svd(X):
     if X.shape[0] < X.shape[1]:
         V, s, Uh = thin_svd(adjoint(X))
         return adjoint(Uh), s, adjoint(V)
-    Q, R = orth(X)
+    Q, W, R = orth_factors(X)
     U, s, Vh = host_svd(R)
     real = xp.float32 if X.dtype in (xp.float32, xp.complex64) else xp.float64
-    return Q @ like(U, X), from_host(s, xp, real, device(X)), like(Vh, X)
+    return Q @ like(W @ U, X), from_host(s, xp, real, device(X)), like(Vh, X)
 
 
 def in_range(compute, M):

@@ -8,8 +8,9 @@ from rnla._backend import adjoint, check_finite, eps_of, from_host, host_svd, is
 from rnla._krylov import TestColumns, Triplets, short_side, two_sided
 from rnla._lowrank import SVDInfo, SVDResult
 from rnla._matrix import as_matrix
+from rnla._matrix_views import spans
 from rnla._onepass import generalized_nystrom, row_stream
-from rnla._orth import like, orth, random_complement, times_small
+from rnla._orth import like, orth, orth_factors, random_complement, times_small
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     KINDS,
@@ -40,6 +41,7 @@ SMALL_ENTRIES = 2**20  # up to this many entries a matrix that is not dense may 
 IN_BLOCKS = ("dense", "file", "dask")  # kinds whose products cost the same for one column and for many
 MAX_PASSES = 40  # default bound, for blocks of k + n_oversamples columns
 TIGHT = 1e-5  # up to this tolerance blocks are halved
+FLIP_ENTRIES = 2**16  # entries of U looked at together for the largest: they stay in the cache
 CHEAP_BLOCKS = (8, 32)  # narrowest and widest block where products are cheap beside the orthogonalisation
 
 
@@ -337,9 +339,11 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
 
 def _with_left(M, found):
     """Form the left vectors by one more pass; with it the values lose no digits to squaring."""
-    U, R = orth(M.matmat(found.V), overwrite=True)
+    U, W, R = orth_factors(M.matmat(found.V), overwrite=True)
     X, s, Zh = host_svd(R)
-    return found._replace(U=times_small(U, X, overwrite=True), s=s, V=found.V @ like(Zh.conj().T, U))
+    U, V = times_small(U, W @ X, overwrite=True), found.V @ like(Zh.conj().T, U)
+    # The new vectors mix old ones: within a cluster, where residuals are small by luck, arbitrarily.
+    return found._replace(U=U, s=s, V=V, residuals=np.abs(Zh) @ found.residuals)
 
 
 def _block(kind, k, width, tol):
@@ -381,17 +385,29 @@ def _relative_error(M, s, total):
 
 def flipped(U, V):
     """Turn every pair of vectors so that the entry of U of largest modulus is real and positive."""
-    from array_api_compat import array_namespace, device
+    from array_api_compat import array_namespace, is_numpy_array
 
     xp = array_namespace(U)
-    size = xp.abs(U)
+    if not U.shape[1]:
+        return U, V
+    # Blocks of rows: temporaries the size of U would cost more than the arithmetic.
+    step = max(FLIP_ENTRIES // U.shape[1], 1) if is_numpy_array(U) else U.shape[0]
+    blocks = spans(U.shape[0], step)
+    largest = np.stack([to_host(xp.max(xp.abs(U[rows, :]), axis=0)) for rows in blocks])
     # Entries within 1e-6 of the largest count as equal, and the first is taken: rounding must not choose.
-    ties = xp.astype(size >= xp.max(size, axis=0) * (1 - 1e-6), xp.int8)
-    pivot = U[xp.argmax(ties, axis=0), xp.arange(U.shape[1], device=device(U))]
-    modulus = xp.abs(pivot)
-    unit = xp.where(modulus > 0, pivot, xp.ones_like(pivot)) / xp.where(modulus > 0, modulus, xp.ones_like(modulus))
-    unit = xp.conj(unit) if xp.isdtype(U.dtype, "complex floating") else unit
-    return U * unit, V * unit
+    enough = largest.max(axis=0) * (1 - 1e-6)
+    pivot = np.empty(U.shape[1], np.complex128)
+    for column, block in enumerate(np.argmax(largest >= enough, axis=0)):
+        entries = to_host(U[blocks[block], column])
+        pivot[column] = entries[np.argmax(np.abs(entries) >= enough[column])]
+    modulus = np.abs(pivot)
+    unit = np.where(modulus > 0, pivot / np.where(modulus > 0, modulus, 1.0), 1.0)
+    unit = unit.conj() if xp.isdtype(U.dtype, "complex floating") else unit.real
+    if (unit == 1.0).all():
+        return U, V
+    U *= like(unit, U)
+    V *= like(unit, V)
+    return U, V
 
 
 def _check_options(M, k, caller, *, rtol, atol, tol, method, n_oversamples, n_iter, block_size, max_basis, max_passes,

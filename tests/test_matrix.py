@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from rnla import _matrix_blocks, _matrix_dask
+from rnla._backend import eps_of
 from rnla._matrix import as_matrix
 
 CALLER = "rnla.svd"
@@ -332,7 +333,7 @@ def test_views_compose(kind, folder, problem, offset, power, view):
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if "operator" not in k and "strict" not in k])
 @given(problem=matrices())
-def test_norm_is_summed_in_double_precision(kind, folder, problem):
+def test_norm_is_right_to_rounding_of_the_entries(kind, folder, problem):
     A, _, _ = problem
     M = as_matrix(KINDS[kind](A, folder), CALLER)
     total, exact = M.fro_norm_sq(), np.linalg.norm(A.astype(np.complex128)) ** 2
@@ -340,8 +341,19 @@ def test_norm_is_summed_in_double_precision(kind, folder, problem):
         assert total is None
         assert M.counter.passes == 0
     else:
-        assert abs(total - exact) <= 4 * A.size * np.finfo(np.float64).eps * exact
+        assert abs(total - exact) <= 4 * max(A.size * np.finfo(np.float64).eps, eps_of(M.xp, M.dtype)) * exact
         assert M.counter.passes == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_norm_in_single_precision_is_summed_in_double(dtype):
+    A = np.abs(np.random.default_rng(0).standard_normal((999, 1001))).astype(dtype)  # of one sign: errors would add up
+    exact = np.linalg.norm(A.astype(np.complex128)) ** 2
+    assert abs(as_matrix(A, CALLER).fro_norm_sq() / exact - 1) <= np.finfo(dtype).eps / 4
+    # Squares of entries this large and small are not in the range of single precision.
+    for scale in (1e25, 1e-25):
+        B = A * np.float32(scale)
+        assert as_matrix(B, CALLER).fro_norm_sq() == pytest.approx(exact * scale**2, rel=1e-6)
 
 
 @given(problem=matrices(("float64", "complex128")))

@@ -9,7 +9,7 @@ from strategies import DTYPES
 
 from rnla import _orth
 from rnla._backend import to_host
-from rnla._orth import cholesky_factor, cholesky_step, like, orth, orthonormal_block, project_out
+from rnla._orth import cholesky_factor, cholesky_step, like, orth, orth_factors, orthonormal_block, project_out
 from rnla.testing import assert_orthonormal, haar_basis, matrix_with_spectrum
 
 
@@ -78,7 +78,30 @@ def test_cholesky_qr_is_used_where_it_may_be(monkeypatch, dtype, decades):
     assert_orthonormal(orth(graded(400, 20, decades, dtype, 0))[0])
 
 
-@pytest.mark.parametrize(("dtype", "decades"), [("float64", 12), ("complex128", 12), ("float32", 4)])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_squares_in_double_precision_keep_what_a_block_in_single_precision_has(monkeypatch, dtype):
+    def refuse(Y, *_):
+        raise AssertionError("Householder QR is five times slower")
+
+    Y = graded(400, 20, 5, dtype, 0)
+    assert cholesky_factor(to_host(Y.conj().T @ Y), unit(dtype)) is None
+    for name in ("_householder", "_sketched"):
+        monkeypatch.setattr(_orth, name, refuse)
+    Q, R = orth(Y)
+    assert_orthonormal(Q)
+    assert np.linalg.norm(wide(Q) @ R - Y) <= 20 * unit(dtype) * 20**0.5 * np.linalg.norm(Y)
+
+
+@given(decades=st.floats(0, 20), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99), overwrite=st.booleans())
+def test_factors_are_those_of_orth_but_for_one_product(decades, dtype, seed, overwrite):
+    Y = graded(90, 9, decades, dtype, seed)
+    X, W, R = orth_factors(Y.copy(), overwrite=overwrite)
+    Q = (wide(X) @ W).astype(dtype)
+    assert_orthonormal(Q)
+    assert np.linalg.norm(wide(Q) @ R - Y) <= 20 * unit(dtype) * 9**0.5 * np.linalg.norm(Y)
+
+
+@pytest.mark.parametrize(("dtype", "decades"), [("float64", 12), ("complex128", 12)])
 def test_a_sketch_takes_the_condition_away(monkeypatch, dtype, decades):
     def refuse(Y):
         raise AssertionError("Householder QR is five times slower")
@@ -201,6 +224,19 @@ def test_nearly_dependent_columns_are_orthogonal_to_the_basis():
     assert P.shape[1] == 4
     assert_orthonormal(np.concatenate([Q, P], axis=1))
     assert np.abs(Q @ C + P @ B - Z).max() <= 100 * unit(float)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("along", [0.0, 1e-6, 1.0])
+def test_columns_that_wait_for_the_second_projection_cost_no_digits(dtype, along):
+    # Also where the promise is broken (`along`), only with one more round.
+    Q, W = haar_basis(80, 10, rng=0, dtype=dtype), haar_basis(80, 4, rng=1, dtype=dtype)
+    Z = (Q[:, 6:] + along * Q[:, :4] + 1e-2 * W).astype(dtype)
+    Z -= (1 - along) * Q[:, :6] @ (Q[:, :6].conj().T @ Z)
+    P, B, C = orthonormal_block(Z, Q, floor=1e-6, near=6)
+    assert P.shape[1] == 4
+    assert_orthonormal(np.concatenate([Q, P], axis=1))
+    assert np.abs(wide(Q) @ C + wide(P) @ B - Z).max() <= 100 * unit(dtype)
 
 
 def test_zero_and_empty_blocks():

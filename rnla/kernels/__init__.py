@@ -3,6 +3,7 @@
 from importlib import import_module
 
 _MODULE_OF = {
+    "adjoint_panels": "_csr",
     "csr_matmat": "_csr",
     "csr_rmatmat": "_csr",
     "fill_normal": "_philox",
@@ -14,6 +15,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "adjoint_panels",
     "csr_matmat",
     "csr_rmatmat",
     "fill_normal",

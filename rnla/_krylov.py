@@ -204,6 +204,8 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
             restarts += 1
     U, s, V = triplets or _short_triplets(basis, values, S, B, P, min(k, basis.size))
     message = f"residual {residuals.max():.1e}, tol {tol:.1e}"
+    if basis.size >= k and not done and np.all(residuals <= tol):
+        message += ", repeated singular values not ruled out"
     return Triplets(U, s, V, residuals[: len(s)] * s, done, restarts, block, message, float(noise.max()), lost)
 
 

@@ -305,7 +305,7 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
     W = M.H if swap else M
     side = W.shape[1]
     block = min(block_size or _block(M.kind, k, k + n_oversamples, tol), side)
-    default = 5 * (k + n_oversamples) if M.kind in IN_BLOCKS else max(4 * k, k + 40)
+    default = 5 * (k + n_oversamples) if M.kind in IN_BLOCKS else max(4 * k, k + 80)
     basis = min(max(max_basis or default, k + 2 * block), side)
     limits = {
         "tol": tol, "extra": n_oversamples, "verify": block < k if verify == "auto" else verify, "monitor": monitor,

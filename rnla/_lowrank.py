@@ -201,6 +201,59 @@ class SVDResult(LowRank):
         return self.U * self.S, self.Vh
 
 
+class EighResult(LowRank):
+    """``A ~ (eigenvectors * eigenvalues) @ eigenvectors^H``; NumPy's field names, but the leading eigenvalue first.
+
+    Attributes
+    ----------
+    eigenvalues : array, shape (k,)
+        Real, in the order that was asked for (``numpy.linalg.eigh`` has them ascending).
+    eigenvectors : array, shape (n, k)
+        Orthonormal columns.
+    info : SVDInfo
+        How it was computed.
+
+    Examples
+    --------
+    >>> w, V = result = rnla.eigh(np.diag([1.0, -3.0, 2.0]), 2, rng=0)
+    >>> np.round(w, 6).tolist(), result.rank
+    ([-3.0, 2.0], 2)
+    """
+
+    _fields = ("eigenvalues", "eigenvectors")
+
+    def __new__(cls, eigenvalues, eigenvectors, info=None):
+        self = super().__new__(cls, (eigenvalues, eigenvectors))
+        self.info = info
+        return self
+
+    def __getnewargs__(self):  # for copy and pickle
+        return (*self, self.info)
+
+    eigenvalues = property(lambda self: self[0])
+    eigenvectors = property(lambda self: self[1])
+
+    @property
+    def H(self):
+        """The adjoint: the result itself, which is Hermitian."""
+        return self
+
+    def truncate(self, r):
+        """Return the leading `r` pairs.
+
+        Parameters
+        ----------
+        r : int
+            ``0 <= r <= rank``.
+        """
+        if not 0 <= r <= self.rank:
+            raise ValueError(f"EighResult.truncate: r must be in 0..{self.rank}; got {r}.")
+        return EighResult(self.eigenvalues[:r], self.eigenvectors[:, :r], self.info)
+
+    def _factors(self):
+        return self.eigenvectors * self.eigenvalues, adjoint(self.eigenvectors)
+
+
 class QBResult(LowRank):
     """``A ~ Q @ B`` with orthonormal columns of Q and ``B = Q^H A``.
 

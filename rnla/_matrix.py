@@ -17,7 +17,7 @@ from array_api_compat import (
 )
 
 from rnla._matrix_memory import Dense, Sparse, blas_ready
-from rnla._matrix_views import Scaled
+from rnla._matrix_views import ColumnScaled, Scaled
 
 ACCEPTED = (
     "a 2-D array (NumPy, CuPy, torch or another array-API library), numpy.memmap, scipy.sparse or cupyx.scipy.sparse "
@@ -138,6 +138,17 @@ class Matrix:
     def centered(self, mean):
         """Return the view ``A - 1 mean^T``."""
         return Matrix(self.kind, self.storage.centered(mean), self.counter)
+
+    def column_scaled(self, weights):
+        """Return the view ``A diag(weights)`` for positive `weights`, shape (n,)."""
+        return Matrix(self.kind, ColumnScaled(self.storage, weights), self.counter)
+
+    def column_squares(self):
+        """Return the squared norm of every column (one pass), or None if A is known by its products only."""
+        squares = self.storage.column_squares()
+        if squares is not None:
+            self.counter.passes += 1
+        return squares
 
     def scaled(self, alpha):
         """Return the view ``alpha * A`` for a positive number `alpha`."""

@@ -144,6 +144,10 @@ class Sparse(Storage):
             sums = sums + 1j * self.xp.bincount(self.csr.indices, weights=self.csr.data.imag, minlength=n)
         return (sums / m).astype(self.dtype)
 
+    def column_squares(self):
+        squares = abs(self.csr.data).astype(self.xp.float64) ** 2
+        return self.xp.bincount(self.csr.indices, weights=squares, minlength=self.shape[1])
+
     def centered(self, mean):
         return CenteredSparse(self, mean)
 
@@ -160,3 +164,10 @@ class CenteredSparse(Centered):
         for part in spans(self.inner.nnz, BLOCK_ENTRIES):
             total += sum_of_squares(csr.data[part].astype(wide) - mean[csr.indices[part]], scale)
         return total
+
+    def column_squares(self):
+        csr, wide = self.inner.csr, wide_dtype(self.dtype, self.xp)
+        mean, n = self.mean.astype(wide), self.shape[1]
+        stored = self.xp.bincount(csr.indices, minlength=n)
+        squares = abs(csr.data.astype(wide) - mean[csr.indices]) ** 2
+        return self.xp.bincount(csr.indices, weights=squares, minlength=n) + (self.shape[0] - stored) * abs(mean) ** 2

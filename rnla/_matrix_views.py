@@ -54,6 +54,22 @@ class Storage:
         sums = adjoint(self.rmatmat(ones))[0, :]
         return sums / m
 
+    def column_squares(self):
+        """Return the squared norm of every column in double precision, or None where the entries are out of reach."""
+        by_rows = self.row_blocks()
+        blocks = self.column_blocks() if by_rows is None else by_rows
+        if blocks is None:
+            return None
+        total = self.xp.zeros((self.shape[1],), dtype=self.xp.float64, device=self.device)
+        for start, B in blocks:
+            wide = self.xp.astype(self.xp.abs(B), self.xp.float64)
+            sums = self.xp.sum(wide * wide, axis=0)
+            if by_rows is None:
+                total[start : start + B.shape[1]] = sums
+            else:
+                total += sums
+        return total
+
     def centered(self, mean):
         """Return ``A - 1 mean^T``."""
         return Centered(self, mean)
@@ -117,6 +133,46 @@ class Centered(Storage):
     def rmatmat(self, Y, out=None):
         sums = self.xp.sum(Y, axis=0, keepdims=True)
         return self.inner.rmatmat(Y) - adjoint(self.mean[None, :]) @ sums
+
+
+class ColumnScaled(Storage):
+    """``A diag(weights)`` without forming it."""
+
+    def __init__(self, inner, weights):
+        super().__init__(inner.shape, inner.dtype, inner.xp, inner.device)
+        self.inner = inner
+        self.weights = self.xp.astype(weights, inner.dtype)
+        self.nnz = inner.nnz
+        self.one_pass_gram = inner.one_pass_gram
+        self.one_pass_adjoint_gram = inner.one_pass_adjoint_gram
+
+    def matmat(self, X, out=None):
+        return self.inner.matmat(self.weights[:, None] * X, out)
+
+    def rmatmat(self, Y, out=None):
+        return self.weights[:, None] * self.inner.rmatmat(Y, out)
+
+    def gram_matmat(self, X):
+        return self.weights[:, None] * self.inner.gram_matmat(self.weights[:, None] * X)
+
+    def row_blocks(self):
+        blocks = self.inner.row_blocks()
+        return None if blocks is None else ((start, B * self.weights) for start, B in blocks)
+
+    def column_blocks(self):
+        blocks = self.inner.column_blocks()
+        if blocks is None:
+            return None
+        return ((start, B * self.weights[start : start + B.shape[1]]) for start, B in blocks)
+
+    def fro_norm_sq(self, scale=1.0):
+        squares = self.column_squares()
+        return None if squares is None else float(scale**2 * self.xp.sum(squares))
+
+    def column_squares(self):
+        squares = self.inner.column_squares()
+        weights = self.xp.astype(self.xp.abs(self.weights), self.xp.float64)
+        return None if squares is None else squares * weights**2
 
 
 class Scaled(Storage):

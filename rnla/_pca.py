@@ -80,7 +80,10 @@ class PCAResult:
         weights = to_host(self.components).conj().T
         if self.scale is not None:
             weights = weights / to_host(self.scale)[:, None]
-        mean = from_host(to_host(self.mean), M.xp, M.dtype, M.device)
+        mean = to_host(self.mean)
+        if np.iscomplexobj(weights) and not M.xp.isdtype(M.dtype, "complex floating"):
+            raise TypeError(f"{caller}: A must be complex, as the matrix that was analysed; got dtype {M.dtype}.")
+        mean = from_host(mean, M.xp, M.dtype, M.device)
         Y = M.centered(mean).matmat(from_host(weights, M.xp, M.dtype, M.device))
         check_finite(Y, caller, "A")
         return Y
@@ -102,8 +105,8 @@ class PCAResult:
         return f"PCAResult({k} components of {n} features, {share:.1%} of the variance)\n  {self.info}"
 
 
-def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, method="auto", rng=None, callback=None,
-        progress=False):  # fmt: skip
+def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, method="auto", max_passes=None,
+        rng=None, callback=None, progress=False):  # fmt: skip
     """Find the directions in which the rows of `A` vary most.
 
     Passes over `A`: one for the means, one more for `scale`, then those of the method: one for ``covariance``, those of
@@ -129,6 +132,8 @@ def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, 
     method : {"auto", "covariance"} or a method of `rnla.svd`
         ``covariance``: eigenvectors of the sum of the squares of centred blocks, exact for singular values above
         ``sqrt(eps)`` of the largest. ``auto`` takes it for few features, if it resolves what is asked for.
+    max_passes : int, optional
+        Bound on the passes of an iteration over `A`, as in `rnla.svd`.
     rng : None, int or numpy.random.Generator
         Source of the test matrix.
     callback : callable, optional
@@ -195,12 +200,12 @@ def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, 
         found = _by_covariance(view, count, rtol, tol, method == "covariance", key, monitor, caller)
         monitor.close()
     if found is None:
-        options = {"callback": callback, "progress": progress, "rng": np.random.default_rng(key)}
+        options = {"callback": callback, "progress": progress, "rng": key, "max_passes": max_passes}
         _, S, Vh = result = svd_as(caller, view, count, rtol=rtol, tol=tol, method=method, flip_sign=False, **options)
         s, V, info = to_host(S), adjoint(Vh), result.info
         total = view.fro_norm_sq()
         if total is None:
-            total = float(np.sum(s**2)) + _left_out(view, V, key)
+            total = float(np.sum(s**2)) + left_out(view, V, key)
     else:
         s, V, info, total = found
     if rank is not None:
@@ -293,7 +298,7 @@ def _standard_deviations(view, mean, caller):
     return from_host(deviation, xp, real_dtype(xp, view.dtype), view.device)
 
 
-def _left_out(view, V, key):
+def left_out(view, V, key):
     """Estimate ``||A - A V V^H||_F**2`` from products with random vectors; relative deviation at most 1/4."""
     G = test_matrix("gaussian", key, view.shape[1], PROBES, stream=3, xp=view.xp, device=view.device, dtype=view.dtype)
     Y = view.matmat(G - V @ (adjoint(V) @ G))

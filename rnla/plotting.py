@@ -8,8 +8,9 @@ def scree(result_or_S, ax=None):
 
     Parameters
     ----------
-    result_or_S : SVDResult or array, shape (k,)
-        A result of ``rnla.svd``, or singular values.
+    result_or_S : result or array, shape (k,)
+        A result of ``rnla.svd``, ``rnla.pca`` or ``rnla.eigh`` (of which the moduli of the eigenvalues are drawn), a
+        fitted estimator of ``rnla.decomposition``, or singular values.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure is made if missing.
 
@@ -33,20 +34,196 @@ def scree(result_or_S, ax=None):
     >>> ax.get_lines()[-1].get_ydata().tolist()
     [4.0, 2.0, 1.0]
     """
-    S = getattr(result_or_S, "S", result_or_S)
-    shape = tuple(S.shape) if hasattr(S, "shape") else np.shape(S)
+    S = _singular_values(result_or_S, "rnla.plotting.scree")
+    ax = _axes(ax, "rnla.plotting.scree")
+    return _decay(ax, np.arange(1, S.size + 1), S, "index", "singular value")
+
+
+def cumulative_variance(result_or_ratio, ax=None):
+    """Plot the share of the variance that the first components explain, against their number.
+
+    Parameters
+    ----------
+    result_or_ratio : result or array, shape (k,)
+        A result of ``rnla.pca``, a fitted estimator of ``rnla.decomposition`` (or of scikit-learn), or the share of
+        every component.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure is made if missing.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on; what was drawn is its last line.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If the shares are not one-dimensional.
+
+    Examples
+    --------
+    >>> import rnla.plotting
+    >>> from matplotlib.figure import Figure
+    >>> ax = rnla.plotting.cumulative_variance([0.5, 0.25], Figure().subplots())
+    >>> ax.get_lines()[-1].get_ydata().tolist()
+    [0.5, 0.75]
+    """
+    caller = "rnla.plotting.cumulative_variance"
+    names = ("explained_variance_ratio", "explained_variance_ratio_")
+    share = np.cumsum(_vector(_attribute(result_or_ratio, names), "result_or_ratio", "shares of the variance", caller))
+    ax = _axes(ax, caller)
+    ax.plot(np.arange(1, share.size + 1), share, marker="o", markersize=3, linewidth=1)
+    ax.set_ylim(0, 1.02)  # room for the marker of a full explanation
+    ax.set_xlabel("number of components")
+    ax.set_ylabel("explained share of the variance")
+    return ax
+
+
+def error_against_rank(result_or_S, ax=None, *, error=None):
+    """Plot the relative error of the truncation to rank r, for every r up to the rank of the result.
+
+    It is ``||A - A_r||_F / ||A||_F``, from the singular values that were cut off.
+
+    Parameters
+    ----------
+    result_or_S : result or array, shape (k,)
+        A result of ``rnla.svd``, ``rnla.pca`` (for which A is the centred matrix) or ``rnla.eigh``, a fitted estimator
+        of ``rnla.decomposition``, or singular values.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure is made if missing.
+    error : float, optional
+        Relative error at full rank. By default ``result.info.error_estimate``; 0 where that is missing, as if the
+        singular values were all there are.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on; what was drawn is its last line. Errors equal to zero are left out.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If the singular values are not one-dimensional, or `error` is not in [0, 1).
+
+    Examples
+    --------
+    >>> import rnla.plotting
+    >>> from matplotlib.figure import Figure
+    >>> ax = rnla.plotting.error_against_rank([4.0, 3.0], Figure().subplots())
+    >>> ax.get_lines()[-1].get_xydata().tolist()
+    [[0.0, 1.0], [1.0, 0.6]]
+    """
+    caller = "rnla.plotting.error_against_rank"
+    S = _singular_values(result_or_S, caller)
+    if error is None:
+        error = getattr(_attribute(result_or_S, ("info", "info_")), "error_estimate", None) or 0.0
+    if not 0 <= error < 1:
+        raise ValueError(f"{caller}: error must be at least 0 and less than 1; got {error}.")
+    S = S / max(S.max(initial=0.0), np.finfo(np.float64).tiny)  # squares neither overflow nor vanish
+    squares = S[::-1] ** 2
+    # ||A||^2 (1 - error^2) is the sum of the squares. Tails are added from the small end: differences would cancel.
+    rest = squares.sum() * error**2 / (1 - error**2)
+    tails = rest + np.concatenate([[0.0], np.cumsum(squares)])[::-1]
+    errors = np.sqrt(tails / tails[0]) if tails[0] > 0 else tails
+    ax = _axes(ax, caller)
+    return _decay(ax, np.arange(errors.size), errors, "rank", "relative error")
+
+
+def convergence(result_or_history, ax=None, *, tol=None, against="iteration"):
+    """Plot the error of every iteration, on a logarithmic scale.
+
+    Parameters
+    ----------
+    result_or_history : result or sequence
+        Anything that has ``.history`` or ``.info.history``, such as the result of ``rnla.svd`` or of a solver; a
+        sequence of records ``(iteration, error, seconds)``, as a callback collects them; or of plain errors.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure is made if missing.
+    tol : float, optional
+        Tolerance, drawn as a dashed line.
+    against : {"iteration", "seconds"}
+        What the horizontal axis shows; seconds need records.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on; what was drawn is its last line. Errors that are zero or not finite are left out.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If there is no history, as after a direct method, or `against` is neither name.
+
+    Examples
+    --------
+    >>> import rnla.plotting
+    >>> from matplotlib.figure import Figure
+    >>> ax = rnla.plotting.convergence([1.0, 0.1, 0.001], Figure().subplots(), tol=0.01)
+    >>> ax.get_lines()[-1].get_xydata().tolist()
+    [[1.0, 1.0], [2.0, 0.1], [3.0, 0.001]]
+    """
+    caller = "rnla.plotting.convergence"
+    if against not in ("iteration", "seconds"):
+        raise ValueError(f"{caller}: against must be one of 'iteration', 'seconds'; got {against!r}.")
+    info = _attribute(result_or_history, ("info", "info_"))
+    history = list(getattr(info, "history", info))
+    if not history:
+        raise ValueError(f"{caller}: result_or_history must hold at least one iteration; it was a direct method.")
+    if hasattr(history[0], "error"):
+        errors = np.array([float(record.error) for record in history])
+        places = np.array([float(getattr(record, against)) for record in history])
+    elif against == "seconds":
+        raise ValueError(f"{caller}: against='seconds' needs records (iteration, error, seconds); got plain errors.")
+    else:
+        errors = np.array([float(error) for error in history])
+        places = np.arange(1.0, errors.size + 1)
+    ax = _axes(ax, caller)
+    if tol is not None:
+        ax.axhline(tol, color="0.5", linestyle="--", linewidth=1)
+    shown = np.isfinite(errors)
+    return _decay(ax, places[shown], errors[shown], against, "error")
+
+
+def _singular_values(found, caller):
+    S = _attribute(found, ("S", "singular_values", "singular_values_", "eigenvalues"))
+    return np.abs(_vector(S, "result_or_S", "singular values", caller))
+
+
+def _attribute(found, names):
+    """Return the first of the attributes that `found` has, or itself."""
+    for name in names:
+        if hasattr(found, name):
+            return getattr(found, name)
+    return found
+
+
+def _vector(values, name, what, caller):
+    shape = tuple(values.shape) if hasattr(values, "shape") else np.shape(values)
     if len(shape) != 1:
-        raise ValueError(f"rnla.plotting.scree: result_or_S must hold singular values of shape (k,); got {shape}.")
-    S = np.array([float(S[i]) for i in range(shape[0])])  # the one way from any library and device to the host
-    if ax is None:
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise ImportError("rnla.plotting.scree: plots need matplotlib: pip install 'rnla[viz]'") from error
-        ax = pyplot.subplots(layout="constrained")[1]
-    index = np.arange(1, S.size + 1)
-    ax.plot(index[S > 0], S[S > 0], marker="o", markersize=3, linewidth=1)
+        raise ValueError(f"{caller}: {name} must hold {what} of shape (k,); got {shape}.")
+    return np.array([float(values[i]) for i in range(shape[0])])  # the one way from any library and device to the host
+
+
+def _axes(ax, caller):
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(f"{caller}: plots need matplotlib: pip install 'rnla[viz]'") from error
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def _decay(ax, places, values, xlabel, ylabel):
+    """Draw positive values on a logarithmic scale."""
+    ax.plot(places[values > 0], values[values > 0], marker="o", markersize=3, linewidth=1)
     ax.set_yscale("log")
-    ax.set_xlabel("index")
-    ax.set_ylabel("singular value")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
     return ax

@@ -252,3 +252,15 @@ def test_new_rows_must_have_the_same_columns():
     result = pca(points(30, 12), 3, rng=0)
     with pytest.raises(ValueError, match=r"^rnla\.PCAResult\.transform: A must have 12 columns; got shape \(4, 11\)"):
         result.transform(np.ones((4, 11)))
+
+
+def test_complex_components_are_not_applied_to_real_rows():
+    result = pca(points(30, 12, dtype=np.complex128), 3, rng=0)
+    with pytest.raises(TypeError, match=r"^rnla\.PCAResult\.transform: A must be complex"):
+        result.transform(points(30, 12))
+
+
+def test_passes_are_bounded():
+    A = points(300, 200, name="flat")
+    with pytest.warns(rnla.ConvergenceWarning, match="max_passes = 4 reached"):
+        assert not pca(A, 10, max_passes=4, tol=1e-6, rng=0).info.converged

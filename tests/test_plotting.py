@@ -1,10 +1,20 @@
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import rnla
 import rnla.plotting
+from rnla._pca import pca
+from rnla.testing import matrix_with_spectrum, spectrum
+
+PLOTS = {
+    "scree": [2.0, 1.0],
+    "cumulative_variance": [0.5, 0.25],
+    "error_against_rank": [2.0, 1.0],
+    "convergence": [1.0, 0.1],
+}
 
 
 @pytest.fixture
@@ -14,41 +24,138 @@ def ax():
     return Figure().subplots()
 
 
-def test_scree_draws_singular_values_of_a_result_on_a_log_scale(ax):
-    result = rnla.svd(np.diag([4.0, 2.0, 1.0]), 3, rng=0)
-    assert rnla.plotting.scree(result, ax) is ax
-    (line,) = ax.get_lines()
-    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
-    np.testing.assert_array_equal(line.get_ydata(), result.S)
-    assert ax.get_yscale() == "log"
+def drawn(ax):
+    return ax.get_lines()[-1].get_xydata()
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_plot_takes_and_returns_axes_with_labels(name, ax):
+    assert getattr(rnla.plotting, name)(PLOTS[name], ax) is ax
     assert ax.get_xlabel()
     assert ax.get_ylabel()
+    assert ax.get_yscale() == ("linear" if name == "cumulative_variance" else "log")
 
 
-@pytest.mark.parametrize("place", ["numpy", "strict", "torch"], indirect=True)
-def test_scree_takes_arrays_of_every_library_and_leaves_out_zeros(place, ax):
-    xp, device = place
-    rnla.plotting.scree(xp.asarray([3.0, 1.0, 0.0], device=device), ax)
-    assert ax.get_lines()[-1].get_xydata().tolist() == [[1, 3], [2, 1]]
-
-
-def test_scree_makes_a_figure_if_it_gets_none(monkeypatch):
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_plot_makes_a_figure_if_it_gets_none(name):
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    made = rnla.plotting.scree([2.0, 1.0])
+    made = getattr(rnla.plotting, name)(PLOTS[name])
     assert made.figure.number in pyplot.get_fignums()
     pyplot.close(made.figure)
 
 
-def test_scree_refuses_a_matrix(ax):
-    with pytest.raises(ValueError, match=r"rnla\.plotting\.scree: result_or_S must .*\(2, 2\)"):
-        rnla.plotting.scree(np.eye(2), ax)
-
-
-def test_scree_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_plot_says_what_to_install(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'rnla\[viz\]'"):
-        rnla.plotting.scree([2.0, 1.0])
+    with pytest.raises(ImportError, match=rf"^rnla\.plotting\.{name}: .*pip install 'rnla\[viz\]'"):
+        getattr(rnla.plotting, name)(PLOTS[name])
+
+
+@pytest.mark.parametrize("name", ["scree", "cumulative_variance", "error_against_rank"])
+def test_a_matrix_is_refused(name, ax):
+    with pytest.raises(ValueError, match=rf"rnla\.plotting\.{name}: result_or_\w+ must hold .*\(2, 2\)"):
+        getattr(rnla.plotting, name)(np.eye(2), ax)
+
+
+@pytest.mark.parametrize("name", ["scree", "cumulative_variance", "error_against_rank"])
+@pytest.mark.parametrize("place", ["numpy", "strict", "strict-device1", "torch"], indirect=True)
+def test_arrays_of_every_library_are_taken(name, place, ax):
+    xp, device = place
+    getattr(rnla.plotting, name)(xp.asarray([0.5, 0.25], device=device), ax)
+    expected = {
+        "scree": [0.5, 0.25],
+        "cumulative_variance": [0.5, 0.75],
+        "error_against_rank": [1.0, 0.2**0.5],
+    }[name]
+    assert drawn(ax)[:, 1] == pytest.approx(expected)
+
+
+def test_scree_draws_singular_values_of_a_result(ax):
+    result = rnla.svd(np.diag([4.0, 2.0, 1.0]), 3, rng=0)
+    rnla.plotting.scree(result, ax)
+    np.testing.assert_array_equal(drawn(ax), np.stack([[1, 2, 3], result.S], axis=1))
+
+
+def test_scree_draws_moduli_of_eigenvalues(ax):
+    rnla.plotting.scree(SimpleNamespace(eigenvalues=np.array([-3.0, 2.0])), ax)
+    assert drawn(ax).tolist() == [[1, 3], [2, 2]]
+
+
+def test_zeros_are_left_out_of_a_logarithmic_scale(ax):
+    rnla.plotting.scree([3.0, 1.0, 0.0], ax)
+    assert drawn(ax).tolist() == [[1, 3], [2, 1]]
+    rnla.plotting.error_against_rank([3.0, 0.0], ax)
+    assert drawn(ax).tolist() == [[0, 1]]
+    rnla.plotting.error_against_rank([0.0, 0.0], ax)
+    assert drawn(ax).tolist() == []
+    rnla.plotting.convergence([np.inf, 1.0, 0.0], ax)
+    assert drawn(ax).tolist() == [[2, 1]]
+
+
+def test_cumulative_variance_of_principal_components(ax):
+    A = matrix_with_spectrum(40, 12, spectrum("poly1", 12), rng=0)
+    result = pca(A, 5, rng=0)
+    rnla.plotting.cumulative_variance(result, ax)
+    assert drawn(ax)[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert drawn(ax)[:, 1] == pytest.approx(np.cumsum(result.explained_variance_ratio))
+
+
+@pytest.mark.parametrize("decompose", [rnla.svd, pca])
+def test_error_against_rank_is_the_error_of_every_truncation(decompose, ax):
+    A = matrix_with_spectrum(40, 12, spectrum("exp", 12), rng=0)
+    k = 5
+    rnla.plotting.error_against_rank(decompose(A, k, tol=1e-8, rng=0), ax)
+    A = A - A.mean(axis=0) if decompose is pca else A
+    sigma = np.linalg.svd(A, compute_uv=False)
+    exact = [np.linalg.norm(sigma[r:]) / np.linalg.norm(sigma) for r in range(k + 1)]
+    assert drawn(ax)[:, 0].tolist() == list(range(k + 1))
+    assert drawn(ax)[:, 1] == pytest.approx(exact, rel=1e-6)
+
+
+def test_error_against_rank_keeps_its_digits(ax):
+    sigma = np.logspace(150, 130, 11)
+    rnla.plotting.error_against_rank(sigma, ax, error=1e-25)
+    exact = np.append(sigma / sigma[0], 1e-25)  # to first order the next singular value
+    assert drawn(ax)[:, 1] == pytest.approx(exact, rel=1e-3, abs=0)
+
+
+@pytest.mark.parametrize("error", [-0.1, 1.0, np.nan])
+def test_an_error_out_of_range_is_refused(error, ax):
+    with pytest.raises(ValueError, match=r"^rnla\.plotting\.error_against_rank: error must be at least 0"):
+        rnla.plotting.error_against_rank([1.0], ax, error=error)
+
+
+def test_convergence_draws_the_history_of_a_result(ax):
+    A = matrix_with_spectrum(300, 200, spectrum("slow", 200), rng=0)
+    result = rnla.svd(A, 5, method="gram", rng=0)
+    history = result.info.history
+    assert len(history) > 1
+    rnla.plotting.convergence(result, ax, tol=1e-2)
+    tolerance, _ = ax.get_lines()
+    assert set(tolerance.get_ydata()) == {1e-2}
+    finite = [record for record in history if np.isfinite(record.error)]
+    assert drawn(ax).tolist() == [[record.iteration, record.error] for record in finite]
+    rnla.plotting.convergence(history, ax, against="seconds")
+    assert drawn(ax).tolist() == [[record.seconds, record.error] for record in finite]
+
+
+def test_convergence_draws_the_history_of_a_solver(ax):
+    rnla.plotting.convergence(SimpleNamespace(history=np.array([1.0, 0.5])), ax)
+    assert drawn(ax).tolist() == [[1, 1], [2, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("history", "options", "message"),
+    [
+        ([], {}, "must hold at least one iteration"),
+        ([1.0], {"against": "passes"}, "against must be one of 'iteration', 'seconds'; got 'passes'"),
+        ([1.0], {"against": "seconds"}, "against='seconds' needs records"),
+    ],
+)
+def test_convergence_refuses(history, options, message, ax):
+    with pytest.raises(ValueError, match=rf"^rnla\.plotting\.convergence: .*{message}"):
+        rnla.plotting.convergence(history, ax, **options)

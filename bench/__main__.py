@@ -4,9 +4,32 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import bench_import, bench_kernels, bench_svd, harness
+from bench import (
+    bench_eigh,
+    bench_import,
+    bench_kernels,
+    bench_lstsq,
+    bench_nystrom,
+    bench_pca,
+    bench_qr,
+    bench_streaming,
+    bench_svd,
+    bench_trace,
+    harness,
+)
 
-BENCHMARKS = {"svd": bench_svd, "kernels": bench_kernels, "import": bench_import}
+BENCHMARKS = {
+    "svd": bench_svd,
+    "eigh": bench_eigh,
+    "pca": bench_pca,
+    "nystrom": bench_nystrom,
+    "qr": bench_qr,
+    "lstsq": bench_lstsq,
+    "trace": bench_trace,
+    "streaming": bench_streaming,
+    "kernels": bench_kernels,
+    "import": bench_import,
+}
 
 
 def parser():

@@ -57,9 +57,9 @@ class PCA(PrincipalComponents):
 
     Attributes
     ----------
-    components_ : array, shape (n_components_, n_features)
+    components_ : array, shape (k, n_features)
         Orthonormal rows, leading first; the entry of largest modulus in each is positive.
-    explained_variance_, explained_variance_ratio_, singular_values_ : array, shape (n_components_,)
+    explained_variance_, explained_variance_ratio_, singular_values_ : array, shape (k,)
         Variance along each component, its share of the total, and singular values of the centred matrix.
     mean_ : array, shape (n_features,)
         Mean of every column.

@@ -1,6 +1,7 @@
 """Principal components of data that come in batches (extra ``sklearn``)."""
 
 import math
+from typing import Any
 
 from array_api_compat import array_namespace, device
 
@@ -59,6 +60,11 @@ class IncrementalPCA(PrincipalComponents):
     >>> np.round(model.components_, 6).tolist(), model.n_samples_seen_
     ([[0.6, 0.8]], 100)
     """
+
+    components_: Any  # set by `fit` and `partial_fit`
+    singular_values_: Any
+    mean_: Any
+    var_: Any
 
     def __init__(self, n_components=None, *, whiten=False, copy=True, batch_size=None):
         self.n_components = n_components

@@ -223,8 +223,8 @@ def _result(M, s, V, mean, deviation, total, info, passes, matvecs):
     error = math.sqrt(max(1.0 - float(ratio.sum()), 100 * eps_of(M.xp, M.dtype))) if total > 0 else 0.0
     parts = {name: getattr(info, name) for name in info.__dataclass_fields__}
     info = SVDInfo(**{**parts, "passes": passes, "matvecs": matvecs, "rank": len(s), "error_estimate": error})
-    arrays = (from_host(values, M.xp, real, M.device) for values in (s**2 / (m - 1), ratio, s))
-    return PCAResult(adjoint(V), *arrays, mean, m, deviation, noise, info)
+    variance, ratio, S = (from_host(values, M.xp, real, M.device) for values in (s**2 / (m - 1), ratio, s))
+    return PCAResult(adjoint(V), variance, ratio, S, mean, m, deviation, noise, info)
 
 
 def _few_features(view, count, rtol):

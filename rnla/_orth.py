@@ -221,7 +221,8 @@ def _sketched(Y, overwrite):
     S = SparseSign(2 * Y.shape[1], Y.shape[0], seed=0x5EED)
     R0 = np.linalg.qr(to_host(S @ Y), mode="r")
     diagonal = np.abs(np.diagonal(R0))
-    if not diagonal.min() > Y.shape[0] * eps_of_array(Y) * diagonal.max():
+    # Up to rounding itself: the tests of the Cholesky factors that follow see what the sketch could not.
+    if not diagonal.min() > eps_of_array(Y) * diagonal.max():
         return None
     Y = times_small(Y, np.linalg.inv(R0), overwrite=overwrite)
     Q, R = _cholesky_twice(Y, True) or _householder(Y)

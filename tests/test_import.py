@@ -9,7 +9,7 @@ import rnla
 
 LATE = {
     *("cupy", "dask", "h5py", "matplotlib", "numba", "PIL", "sklearn", "torch", "tqdm", "zarr"),
-    *("rnla.cli", "rnla.plotting", "scipy.optimize", "scipy.stats"),
+    *("rnla.cli", "rnla.decomposition", "rnla.plotting", "scipy.optimize", "scipy.stats"),
 }
 
 

@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 
 import rnla
+import rnla.decomposition
 import rnla.plotting
 
 API_PAGE = Path(__file__).parents[1] / "docs" / "api.rst"
-SUBMODULES = {"datasets": rnla.datasets, "plotting": rnla.plotting, "sketch": rnla.sketch, "testing": rnla.testing}
+SUBMODULES = {
+    "datasets": rnla.datasets,
+    "decomposition": rnla.decomposition,
+    "plotting": rnla.plotting,
+    "sketch": rnla.sketch,
+    "testing": rnla.testing,
+}
 
 
 def public_names(module):

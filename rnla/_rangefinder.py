@@ -48,7 +48,8 @@ def check_range(M, X, product, caller, *, power=1):
     top = float(xp.max(xp.abs(product)))
     if math.isfinite(top) and low**power <= top <= high**power:
         return
-    y = product if X is None else M.matmat(X[:, :1])
+    # A^H A X may have overflowed or vanished where A X did not; A X itself tells.
+    y = product if power == 1 else M.matmat(X[:, :1])
     check_finite(y, caller, "A")
     top = float(xp.max(xp.abs(y)))
     if top > 0 and abs(math.log2(top)) > 10:

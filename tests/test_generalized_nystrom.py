@@ -36,7 +36,7 @@ def test_factors_are_orthonormal_sorted_and_of_the_dtype_of_the_input(problem):
     assert np.all(S >= 0)
     assert np.all(np.diff(S) <= 0)
     assert (result.info.rank, result.info.method) == (k, "gnystrom")
-    assert result.info.passes == 2 + (A == 0).all()  # a product that is zero is looked at again
+    assert result.info.passes == 2
 
 
 @given(problem=problems())

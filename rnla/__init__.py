@@ -23,6 +23,7 @@ from rnla._rpcholesky import CholeskyResult, rpcholesky
 from rnla._spectral_density import SpectralDensity, spectral_density
 from rnla._streaming import StreamingSVD
 from rnla._svd import svd, svdvals
+from rnla._svd_stream import svd_stream
 from rnla._trace import trace
 from rnla._trace_fun import logdet, trace_fun
 
@@ -72,6 +73,7 @@ __all__ = [
     "sketch",
     "spectral_density",
     "svd",
+    "svd_stream",
     "svds",
     "svdvals",
     "testing",

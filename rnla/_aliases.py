@@ -43,7 +43,7 @@ def svds(A, k=6, *, tol=0, maxiter=None, return_singular_vectors=True, rng=None,
     [3.0, 2.0]
     """
     caller = "rnla.svds"
-    M = as_matrix(A, caller)
+    M = as_matrix(A, caller, block_bytes=options.get("block_bytes"))
     if maxiter is not None:
         check_count(maxiter, "maxiter", caller)
     check_number(tol, "tol", caller)

@@ -58,8 +58,12 @@ def is_meta(X):
     return getattr(getattr(X, "device", None), "type", None) == "meta"
 
 
-def check_finite(X, caller, name):
-    """Raise ``ValueError`` if `X`, a product with the argument `name`, has a NaN or an infinity."""
+def check_finite(X, caller, name, M=None):
+    """Raise ``ValueError`` if `X`, a product with the argument `name`, has a NaN or an infinity.
+
+    With the `Matrix` M of that argument the error names the block of a file or dask array that has it, for at most one
+    more read.
+    """
     from array_api_compat import array_namespace, is_numpy_array
 
     if is_meta(X):
@@ -73,7 +77,9 @@ def check_finite(X, caller, name):
         xp = array_namespace(X)
         if bool(xp.all(xp.isfinite(X))):
             return
-    raise ValueError(f"{caller}: {name} must be finite; its products contain NaN or infinity.")
+    where = None if M is None else M.storage.source.locate_nonfinite()
+    found = "its products contain NaN or infinity" if where is None else f"it has NaN or infinity in {where}"
+    raise ValueError(f"{caller}: {name} must be finite; {found}.")
 
 
 def real_dtype(xp, dtype):
@@ -90,8 +96,10 @@ def eps_of(xp, dtype):
 
 def to_host(X):
     """Return a small array as NumPy, in double precision: the place of all k x k work."""
-    from array_api_compat import is_cupy_array, is_numpy_array, is_torch_array
+    from array_api_compat import is_cupy_array, is_dask_array, is_numpy_array, is_torch_array
 
+    if is_dask_array(X):
+        X = X.compute()
     if is_numpy_array(X):
         host = X
     elif is_torch_array(X):

@@ -42,7 +42,7 @@ STREAM_METRIC = 4
 
 def eigh(A, k=None, *, which="LM", M=None, solve=None, rtol=None, atol=None, tol=1e-2, method="auto", n_oversamples=10,
          block_size=None, max_basis=None, max_passes=None, verify="auto", sketch="gaussian", check=True, rng=None,
-         callback=None, progress=False):  # fmt: skip
+         callback=None, progress=False, block_bytes=None):  # fmt: skip
     """Compute `k` eigenvalues and eigenvectors at an end of the spectrum of a Hermitian matrix, the leading one first.
 
     Eigenvalues are **not ascending** as in `numpy.linalg.eigh`, but in the order of `which`: by default by falling
@@ -95,6 +95,9 @@ def eigh(A, k=None, *, which="LM", M=None, solve=None, rtol=None, atol=None, tol
         `tol`. Raising StopIteration ends the iteration as soon as there are `k` pairs.
     progress : bool
         Show a progress bar (extra ``viz``).
+    block_bytes : int, optional
+        The most bytes that one block read from a file holds, 64 MiB by default, though at least one chunk; two blocks
+        are in memory at a time. Ignored where `A` is no file, and for `M`.
 
     Returns
     -------
@@ -135,14 +138,14 @@ def eigh(A, k=None, *, which="LM", M=None, solve=None, rtol=None, atol=None, tol
     [-4.0, 3.0]
     """
     caller = "rnla.eigh"
-    H = as_matrix(A, caller)
+    H = as_matrix(A, caller, block_bytes=block_bytes)
     _check_options(
         H, k, caller, which=which, rtol=rtol, atol=atol, tol=tol, method=method, n_oversamples=n_oversamples,
         block_size=block_size, max_basis=max_basis, max_passes=max_passes, verify=verify, sketch=sketch, check=check,
     )  # fmt: skip
     B = _checked_metric(M, solve, H, rtol is not None or atol is not None, caller)
     key = key_from_rng(rng, caller)
-    monitor = Monitor(callback, progress, caller)
+    monitor = Monitor(callback, progress, caller, H)
     passes, matvecs = H.counter.passes, H.counter.matvecs
     limit = passes + max_passes if max_passes else math.inf
     try:
@@ -256,7 +259,7 @@ def _exact(H, B, k, which, precision, check, caller):
     """Decompose the whole matrix by LAPACK."""
     xp, X = H.xp, H.to_dense()
     H.counter.passes += H.array is not None  # otherwise counted by what formed X
-    check_finite(X, caller, "A")
+    check_finite(X, caller, "A", H)
     if check and not is_meta(X):
         _check_entries(X, xp, caller)
     w, V = _lapack(xp, X) if B is None else _generalised(xp, X, B, caller)

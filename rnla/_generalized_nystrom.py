@@ -101,7 +101,7 @@ def generalized_nystrom(A, k, *, n_oversamples=None, sketch="gaussian", rng=None
 
 def _read_once(M, width, sketch, key):
     """Return M or, if it is read in whole rows or columns, a view that makes both products in one read of it."""
-    if M.kind not in ("file", "dask") or (M.row_blocks() is None and M.H.row_blocks() is None):
+    if M.kind not in ("file", "dask") or (M.kind == "file" and M.row_blocks() is None and M.H.row_blocks() is None):
         return M
     count = min(width, *M.shape)
     more = min(count + -(-count // 2), M.shape[0])
@@ -114,12 +114,16 @@ class _TwoProducts(Storage):
 
     def __init__(self, M, Y):
         super().__init__(M.shape, M.dtype, M.xp, M.device)
-        self.inner, self.Y, self.AhY = M, Y, None
+        self.matrix, self.Y, self.AhY = M, Y, None
 
     def matmat(self, X, out=None):
-        M = self.inner
+        M = self.matrix
         M.counter.matvecs += X.shape[1] + self.Y.shape[1]
-        if M.row_blocks() is not None:
+        products = M.storage.both_products(X, self.Y)
+        if products is not None:
+            M.counter.passes += 1
+            AX, self.AhY = products
+        elif M.row_blocks() is not None:
             AX, self.AhY = _both_products(M.row_blocks(), X, self.Y)
         else:
             self.AhY, AX = _both_products(M.H.row_blocks(), self.Y, X)
@@ -128,7 +132,7 @@ class _TwoProducts(Storage):
     def rmatmat(self, Y, out=None):
         if self.AhY is not None and Y.shape == self.Y.shape and bool(self.xp.all(Y == self.Y)):
             return self.AhY
-        return self.inner.rmatmat(Y)
+        return self.matrix.rmatmat(Y)
 
 
 def _both_products(blocks, X, Y):

@@ -12,9 +12,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from rnla._backend import adjoint, check_finite, columns, eps_of, host_svd, to_host
-from rnla._orth import like, orth, orth_factors, orthonormal_block, random_complement, times_small
+from rnla._checkpoint import restored
+from rnla._orth import orth, orth_factors, orthonormal_block, random_complement
 from rnla._rangefinder import check_range
-from rnla._sketch import test_matrix
+from rnla._tall import column_squares, inner, joined, like, test_columns, times, times_small
 
 VERIFY_PASSES = 5  # of `_missed`
 
@@ -40,15 +41,12 @@ class TestColumns:
     __test__ = False  # not for pytest
 
     def __init__(self, M, kind, key):
-        self._M, self._kind, self._key, self._used = M, kind, key, 0
+        self._M, self._kind, self._key, self.used = M, kind, key, 0
 
     def __call__(self, count):
         """Return the next `count` columns, shape (n, count)."""
-        M = self._M
-        X = test_matrix(
-            self._kind, self._key, M.shape[1], count, xp=M.xp, device=M.device, dtype=M.dtype, start=self._used
-        )
-        self._used += count
+        X = test_columns(self._M, 1, self._kind, self._key, count, start=self.used)
+        self.used += count
         return X
 
 
@@ -82,7 +80,7 @@ class ShortBasis:
         Z = self._gram(self._Q[:, first:last], first, last)
         if first == 0 and self._Y is None:
             check_range(self.M, X, Z, self.caller, power=2)
-        check_finite(Z, self.caller, "A")
+        check_finite(Z, self.caller, "A", self.M)
         self.scale = max(self.scale, float(np.sqrt(np.max(np.diagonal(to_host(adjoint(Z) @ Z)).real))))
         P, B, C = orthonormal_block(Z, self.Q, floor=self.eps * self.scale, near=self._near)
         self._near = first
@@ -105,6 +103,20 @@ class ShortBasis:
         self._T[:] = 0
         self._T[np.arange(keep), np.arange(keep)] = values[:keep]
         self.size, self._near = keep, 0
+
+    def parts(self):
+        """Return the numbers and the arrays from which `take` makes the same basis again."""
+        images = {} if self._Y is None else {"Y": self.Y}
+        T = self._T[: self.size, : self.size]
+        return {"size": self.size, "near": self._near, "scale": self.scale}, {"Q": self.Q, "T": T, **images}
+
+    def take(self, state):
+        """Become the basis of a saved state."""
+        self.size, self._near, self.scale = state["size"], state["near"], state["scale"]
+        self._Q[:, : self.size] = restored(state["Q"], self.M)
+        self._T[: self.size, : self.size] = state["T"]
+        if self._Y is not None:
+            self._Y[:, : self.size] = restored(state["Y"], self.M)
 
     def _gram(self, X, first, last):
         if self._Y is None:
@@ -129,7 +141,8 @@ class ShortBasis:
         return self.M.xp.concat([P, extra], axis=1), np.concatenate([B, np.zeros((extra.shape[1], B.shape[1]))])
 
 
-def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, verify, fresh, monitor, caller):
+def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, verify, fresh, monitor, caller,
+               saved=None):  # fmt: skip
     """Find leading singular triplets of a matrix from a block Krylov space of ``A^H A``.
 
     Each step reads A and A^H once, or A alone where the storage can form ``A^H (A X)`` in one read. Memory: `max_basis`
@@ -157,6 +170,8 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
         Told of every block.
     caller : str
         Public function named in errors.
+    saved : Checkpoint, optional
+        Where to begin, if it holds a state, and where to write the state after every block.
 
     Returns
     -------
@@ -172,15 +187,23 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
     budget = M.counter.passes + max_passes - (0 if keep_images else 1)
     step = 2 if keep_images or not M.one_pass_gram else 1
     basis = ShortBasis(M, min(n, max_basis), keep_images, caller)
-    P = orth(fresh(block))[0]
+    state = None if saved is None else saved.take()
+    P = orth(fresh(block))[0] if state is None else None
     restarts, triplets = 0, None
     while True:
-        width = P.shape[1]
-        P, B = basis.expand(P, fresh)
+        if state is None:
+            width = P.shape[1]
+            P, B = basis.expand(P, fresh)
+            if saved is not None:
+                _save(saved, basis, P, B, width, restarts, fresh, monitor)
+        else:
+            P, B, width, restarts = _resume(state, basis, fresh, monitor)
+            state = None
         values, S = basis.ritz()
         residuals, noise = _short_residuals(values, S, B, k, basis)
         # Values lost to squaring (noise above tol) are not waited for: `two_sided` will find them.
-        done = basis.size == n or (basis.size >= k and bool(np.all((residuals <= tol) | (noise > tol))))
+        done = basis.size >= k and bool(np.all((residuals <= tol) | (noise > tol)))
+        done = basis.size == n or (done and _stay(values, S, B, k, tol + noise, basis.eps))
         stopped = monitor(np.max(residuals[:k], initial=0.0) if basis.size >= k else np.inf)
         spent = M.counter.passes + step > budget
         lost = bool(np.any(noise > tol)) or basis.size < k
@@ -209,6 +232,26 @@ def short_side(M, k, *, tol, block, extra, max_basis, max_passes, keep_images, v
     return Triplets(U, s, V, residuals[: len(s)] * s, done, restarts, block, message, float(noise.max()), lost)
 
 
+def _save(saved, basis, P, B, width, restarts, fresh, monitor):
+    """Write what the iteration knows after a block: to go on from it gives the same numbers, bit for bit."""
+    counter = basis.M.counter
+    numbers = {
+        "passes": counter.passes, "matvecs": counter.matvecs, "columns": fresh.used, "width": width,
+        "restarts": restarts, "history": monitor.history, "seconds": monitor.seconds,
+    }  # fmt: skip
+    own, arrays = basis.parts()
+    saved.save({**numbers, **own}, {"P": P, "B": B, **arrays})
+
+
+def _resume(state, basis, fresh, monitor):
+    """Put everything where it was as `_save` wrote it; return P, B, the width of the block and the restarts."""
+    M = basis.M
+    basis.take(state)
+    M.counter.passes, M.counter.matvecs, fresh.used = state["passes"], state["matvecs"], state["columns"]
+    monitor.resume(state["history"], state["seconds"], state["passes"])
+    return restored(state["P"], M), state["B"], state["width"], state["restarts"]
+
+
 def _short_residuals(values, S, B, k, basis):
     """Estimate the relative residuals of the leading triplets, and the part of them that is rounding."""
     count = min(k, len(values))
@@ -226,17 +269,34 @@ def _short_residuals(values, S, B, k, basis):
     return relative, noise
 
 
+def _stay(values, S, B, k, tol, eps):
+    """Say whether the half step of `_short_triplets` leaves the leading values where they are.
+
+    A direction that has just come in, such as a missed copy, may be small in T and large with its last product: it
+    would take the place of a triplet whose residual was tested.
+    """
+    _, _, _, squares, _ = _half_step(values, S, B, eps)
+    k = min(k, len(squares))
+    return bool(np.all(squares[::-1][:k] <= values[:k] * (1 + tol[:k])))
+
+
+def _half_step(values, S, B, eps):
+    """Return the values and vectors above rounding, the last rows of N, and the eigenpairs of ``N^H N``, ascending."""
+    positive = values > 16 * eps * values[0]
+    values, S = values[positive], S[:, positive]
+    tail = (B @ S[len(S) - B.shape[1] :]) / np.sqrt(values)
+    squares, Z = np.linalg.eigh(np.diag(values) + tail.conj().T @ tail)
+    return values, S, tail, squares, Z
+
+
 def _short_triplets(basis, values, S, B, P, k):
     """Form singular triplets from a basis, using its last product too.
 
     With ``T = S diag(values) S^H`` the columns of ``U = Y S values**-0.5`` are orthonormal and
     ``A^H U = [Q S, P] N``, ``N = [values**0.5; B S_last values**-0.5]``: the SVD of N gives triplets of ``U U^H A``.
     """
-    positive = values > 16 * basis.eps * values[0]
-    values, S = values[positive], S[:, positive]
+    values, S, tail, squares, Z = _half_step(values, S, B, basis.eps)
     root = np.sqrt(values)
-    tail = (B @ S[len(S) - B.shape[1] :]) / root
-    squares, Z = np.linalg.eigh(np.diag(values) + tail.conj().T @ tail)
     k = min(k, len(values))
     s, Z = np.sqrt(np.maximum(squares[::-1][:k], 0.0)), Z[:, ::-1][:, :k]
     V = basis.Q @ like(S @ (root[:, None] * Z / s), basis._Q) + P @ like(tail @ Z / s, basis._Q)
@@ -275,9 +335,9 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
     ----------
     .. [1] Tropp, Webber, arXiv 2306.12418, Algorithm A.1.
     """
-    xp, eps, block = M.xp, eps_of(M.xp, M.dtype), start.shape[1]
+    eps, block = eps_of(M.xp, M.dtype), start.shape[1]
     budget = M.counter.passes + max_passes
-    Q, P = (columns(xp, size, 0, dtype=M.dtype, device=M.device) for size in M.shape)
+    Q, P = None, start[:, :0]
     R, X, Zh, s = np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0)
     residuals, top, restarts, converged, before = np.zeros(0), 0.0, 0, False, np.inf
     W, old, random = start, 0, True  # W = [last block of P (old columns), directions outside P]
@@ -289,8 +349,9 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
         Y = M.matmat(W)
         if not len(R):
             check_range(M, W, Y, caller)
-        check_finite(Y, caller, "A")
-        top = max(top, float(np.sqrt(np.max(np.diagonal(to_host(adjoint(Y) @ Y)).real, initial=0.0))))
+        check_finite(Y, caller, "A", M)
+        top = max(top, float(np.sqrt(np.max(column_squares(Y), initial=0.0))))
+        Q = Y[:, :0] if Q is None else Q
         floor = eps * np.sqrt(max(M.shape)) * top  # rounding of a product, whose terms err at random
         Qi, B, _ = orthonormal_block(Y, Q, floor=floor)
         X, s, Zh = host_svd(R)
@@ -309,29 +370,29 @@ def two_sided(M, k, start, *, tol, extra, max_basis, max_passes, verify, fresh, 
         if converged and verify and not (exhausted or stopped):
             converged = M.counter.passes + VERIFY_PASSES <= budget  # nothing is claimed that could not be verified
             spent = spent or not converged
-            missed = _missed(M, P @ like(X[:, :k], P), s[0], s[k - 1], tol, fresh) if converged else None
+            missed = _missed(M, times(P, X[:, :k]), s[0], s[k - 1], tol, fresh) if converged else None
         converged = converged and missed is None
         if stopped or spent or converged:
             break
         if Q.shape[1] + Qi.shape[1] > max_basis and len(s) > k:
             keep = max(k, min(k + max(extra, k // 2), max_basis - Qi.shape[1], len(s)))
-            Q, P, R = Q @ like(Zh[:keep].conj().T, Q), P @ like(X[:, :keep], P), np.diag(s[:keep])
+            Q, P, R = times(Q, Zh[:keep].conj().T), times(P, X[:, :keep]), np.diag(s[:keep])
             restarts += 1
-        Q = xp.concat([Q, Qi], axis=1)
+        Q = joined(Q, Qi)
         Pi, Ri, C = orthonormal_block(M.rmatmat(Qi), P, floor=floor)
-        P = xp.concat([P, Pi], axis=1)
+        P = joined(P, Pi)
         R = np.block([[R, C], [np.zeros((len(Ri), R.shape[1])), Ri]])
         W, old, random = Pi, Pi.shape[1], False
         if missed is not None or not old:  # a copy was missed, or the space is invariant: look elsewhere
             wide = block if missed is None else 3 * block
-            W = xp.concat([Pi, random_complement(P, partial(_with_fresh, missed, fresh), wide)], axis=1)
+            W = joined(Pi, random_complement(P, partial(_with_fresh, missed, fresh), wide))
             random = True
         if not W.shape[1]:  # P is the whole space, and A times all of it is in Q
             X, s, Zh = host_svd(R)
             residuals, converged = np.zeros(min(k, len(s))), True
             break
     k = min(k, len(s))
-    U, V = Q @ like(Zh[:k].conj().T, Q), P @ like(X[:, :k], P)
+    U, V = times(Q, Zh[:k].conj().T), times(P, X[:, :k])
     worst = np.max(residuals[:k] / np.maximum(s[:k], eps * top), initial=0.0)
     message = f"residual {worst:.1e}, tol {tol:.1e}"
     return Triplets(U, s[:k], V, residuals[:k], converged, restarts, block, message)
@@ -358,6 +419,6 @@ def _missed(M, V, top, smallest, tol, fresh, *, width=4, rounds=2):
             return None
         G = orthonormal_block(M.gram_matmat(G), V, floor=floor * top)[0]
     Y = M.matmat(G)
-    found = float(np.sqrt(np.linalg.norm(to_host(adjoint(Y) @ Y), 2))) if G.shape[1] else 0.0
+    found = float(np.sqrt(np.linalg.norm(inner(Y, Y), 2))) if G.shape[1] else 0.0
     # Values that have converged to tol are known to about tol**2: what is larger by no more is not a missed copy.
     return G if found > smallest * (1 + max(1e-3, tol**2)) + 100 * floor * np.sqrt(M.shape[1]) else None

@@ -22,9 +22,9 @@ from rnla._lstsq_iterations import (
 from rnla._lstsq_sides import right_hand_sides, starting_point
 from rnla._lstsq_system import Tall, Wide, check_scale, exactly_truncated, factored, sketch
 from rnla._matrix import as_matrix
-from rnla._orth import like
 from rnla._progress import Monitor
-from rnla._rangefinder import check_choice, check_count, check_number, column_squares, in_range, warn_not_converged
+from rnla._rangefinder import check_choice, check_count, check_number, in_range, warn_not_converged
+from rnla._tall import column_squares, like
 
 METHODS = ("auto", "spir", "fossils", "itersketch", "lsqr", "sketch", "direct")
 TALL_METHODS = ("fossils", "itersketch")
@@ -103,7 +103,7 @@ class LstsqResult:
 
 
 def lstsq(A, b, *, method="auto", damp=0.0, tol="backward", sketch_ratio=None, rcond=None, x0=None, max_iter=None,
-          rng=None, callback=None, progress=False):  # fmt: skip
+          rng=None, callback=None, progress=False, block_bytes=None):  # fmt: skip
     """Solve ``min ||b - A x||`` (with `damp`: ``||b - A x||**2 + damp**2 ||x||**2``), of least norm if not unique.
 
     For tall `A` a sketch of ``4 n`` to ``12 n`` rows gives a preconditioner, and refinement a solution as accurate as
@@ -130,7 +130,7 @@ def lstsq(A, b, *, method="auto", damp=0.0, tol="backward", sketch_ratio=None, r
     tol : float or "backward"
         Largest backward error to accept; "backward" is that of rounding in the dtype of `A`.
     sketch_ratio : float, optional
-        Rows of the sketch over the short side of `A`; 12 by default, 4 where no iteration depends on it.
+        Rows of the sketch, at least 20, over the short side of `A`; 12 by default, 4 where no iteration depends on it.
     rcond : float, optional
         Drop singular values up to this share of the largest. By default the columns of a tall `A` are scaled to a norm
         of one first, and only what rounding makes uncertain (30 eps) is dropped. ``spir`` on dense `A` and ``direct``
@@ -147,6 +147,9 @@ def lstsq(A, b, *, method="auto", damp=0.0, tol="backward", sketch_ratio=None, r
         backward error. Raising StopIteration ends the iteration with what it has.
     progress : bool
         Show a progress bar (extra ``viz``).
+    block_bytes : int, optional
+        The most bytes that one block read from a file holds, 64 MiB by default, though at least one chunk; two blocks
+        are in memory at a time. Ignored where `A` is no file.
 
     Returns
     -------
@@ -187,12 +190,12 @@ def lstsq(A, b, *, method="auto", damp=0.0, tol="backward", sketch_ratio=None, r
     (40, 'spir', True)
     """
     caller = "rnla.lstsq"
-    M = as_matrix(A, caller)
+    M = as_matrix(A, caller, block_bytes=block_bytes)
     _check_options(M, method, damp, tol, sketch_ratio, rcond, max_iter, caller)
     sides = right_hand_sides(b, M, caller)
     start = starting_point(x0, sides, M, method, caller)
     key = key_from_rng(rng, caller)
-    monitor = Monitor(callback, progress, caller)
+    monitor = Monitor(callback, progress, caller, M)
     passes = M.counter.passes
     try:
         task = _Task(method, sketch_ratio, rcond, tol, max_iter, key, monitor, caller)
@@ -257,7 +260,8 @@ def _solve(M, B, damp, start, task):
     ratio = task.sketch_ratio
     if ratio is None:
         ratio = GRAM_RATIO if explicit or RATIO * short**2 > SKETCH_ENTRIES else RATIO
-    d = max(math.ceil(ratio * short), short + 20 if task.sketch_ratio is None else short)
+    # In fewer rows than 20 a column of signs cancels every now and then.
+    d = max(math.ceil(ratio * short), short + 20 if task.sketch_ratio is None else max(short, 20))
     X = sketch(T, None if wide or explicit else B, d, damp, task.key, task.caller)
     # The sums of the sketch have zeta m / d terms, and their rounding that many random signs.
     floor = eps * (30 + math.sqrt(8 * T.shape[0] / (d * short)))

@@ -6,9 +6,8 @@ import numpy as np
 
 from rnla._backend import adjoint, host_svd, to_host
 from rnla._lstsq_system import Size, check_scale, host_squares
-from rnla._orth import like
-from rnla._rangefinder import column_squares
 from rnla._sketch import test_matrix
+from rnla._tall import column_squares, like
 
 ROUNDS = 25  # refinements at most: beyond the second only condition numbers near 1 / eps need any
 WINDOW = 5  # steps in which a residual must halve

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnla._backend import check_finite, from_host, to_host
-from rnla._orth import like
+from rnla._tall import like
 
 
 class Sides(NamedTuple):

@@ -7,6 +7,7 @@ ill-conditioned A is. All that is small stays on the host in double precision: x
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,9 @@ from array_api_compat import array_namespace, device, is_numpy_array, is_numpy_n
 from rnla._backend import adjoint, check_finite, eps_of, host_svd, to_host
 from rnla._matrix_memory import Dense, Sparse
 from rnla._matrix_views import Adjoint, Scaled, adjoint_product, spans, wide_dtype
-from rnla._orth import like
-from rnla._rangefinder import SAFE, OutOfRange, column_squares
+from rnla._rangefinder import SAFE, OutOfRange
 from rnla._sketch import SparseSign
+from rnla._tall import column_squares, like
 
 COLUMNS = 64  # of the identity, multiplied at a time by an operator that is to be sketched
 
@@ -104,7 +105,7 @@ def sketch(T, B, d, damp, key, caller):
 
 def check_scale(X, damp, M, caller):
     """Refuse what is not finite, and ask for another scale where squares of the entries would leave the range."""
-    check_finite(X, caller, "A")
+    check_finite(X, caller, "A", M)
     low, high = SAFE["float32" if M.dtype in (M.xp.float32, M.xp.complex64) else "float64"]
     top = max(float(np.max(np.abs(X))), damp)
     if top > 0 and not low <= top <= high:
@@ -122,9 +123,9 @@ def _sketched(S, T):
     if (isinstance(storage, Sparse) or flipped) and is_numpy_namespace(storage.xp):
         T.counter.passes += 1
         return alpha * to_host(S @ (storage.inner.csr.conj().T.tocsr() if flipped else storage.csr))
-    blocks = T.row_blocks()
-    if blocks is not None:
-        return sum(to_host(S.apply(_on_host(B), start)) for start, B in blocks)
+    total = T.sum_over_rows(partial(_applied, S))
+    if total is not None:
+        return total
     parts = []
     for part in spans(T.shape[1], COLUMNS):
         width = part.stop - part.start
@@ -136,6 +137,10 @@ def _sketched(S, T):
 def _on_host(X):
     """Return the memory of a torch tensor on the CPU as a NumPy array: the compiled sketch takes only that."""
     return X.detach().resolve_conj().numpy() if is_torch_array(X) and device(X).type == "cpu" else X
+
+
+def _applied(S, start, rows):
+    return to_host(S.apply(_on_host(rows), start))
 
 
 class Size(NamedTuple):
@@ -175,16 +180,12 @@ class Tall:
     def residual(self, x):
         """Return ``P^H (A^H (b - A x) - damp**2 x)`` and the norms, in one read of A where its rows are at hand."""
         X, T = like(x, self.B), self.T
-        blocks = _rows(T)
-        if blocks is None:
+        total = T.sum_over_rows(partial(_gradient_and_squares, X), self.B) if _has_rows(T) else None
+        if total is None:
             R = self.B - T.matmat(X)
             gradient, squares = to_host(T.rmatmat(R)), column_squares(R)
         else:
-            gradient, squares = None, 0.0
-            for start, A in blocks:
-                R = self.B[start : start + A.shape[0], :] - A @ X
-                gradient, squares = _sum(gradient, adjoint_product(A, R)), squares + column_squares(R)
-            gradient = to_host(gradient)
+            gradient, squares = total[:-1], total[-1].real
         damped = squares + self.damp**2 * host_squares(x)
         size = Size(np.sqrt(damped), np.sqrt(squares), np.sqrt(host_squares(x / self.factor.scale[:, None])))
         return adjoint(self.factor.P) @ (gradient - self.damp**2 * x), size
@@ -210,20 +211,18 @@ class Tall:
         """Return ``P^H (A^H A + damp**2) P z``, in one read of A where its rows are at hand."""
         w = self.factor.P @ z
         W = like(w, self.B)
-        blocks = _rows(self.T)
-        if blocks is None:
+        out = self.T.sum_over_rows(partial(_gram_product, W)) if _has_rows(self.T) else None
+        if out is None:
             out = to_host(self.T.gram_matmat(W))
-        else:
-            out = None
-            for _, A in blocks:
-                out = _sum(out, adjoint_product(A, A @ W))
-            out = to_host(out)
         return adjoint(self.factor.P) @ (out + self.damp**2 * w)
 
     def gram(self):
         """Return ``(A P)^H (A P) + damp**2 P^H P`` and ``(A P)^H b`` in one read."""
         G, c = None, None
-        for start, A, W in self.products_by_rows():
+        if self.T.kind == "dask":  # where the rows are
+            total = self.T.sum_over_rows(partial(_gram_and_side, like(self.factor.P, self.B)), self.B)
+            G, c = total[:, : self.factor.rank], total[:, self.factor.rank :]
+        for start, A, W in () if G is not None else self.products_by_rows():
             G = _sum(G, adjoint(W) @ W)
             c = _sum(c, adjoint(W) @ self.B[start : start + A.shape[0], :])
         small = self.factor.P
@@ -345,8 +344,29 @@ class Wide(Tall):
         return state[0] + V[:n, :], state[1] + (to_host(V[n:, :]) / self.damp if self.damp else 0.0)
 
 
+def _gradient_and_squares(X, start, rows, b):
+    """Return ``A^H (b - A x)`` and, as one more row, the squared norms of the columns of the residual."""
+    R = b - rows @ X
+    return np.concatenate([to_host(adjoint_product(rows, R)), column_squares(R)[None, :]])
+
+
+def _gram_product(X, start, rows):
+    return to_host(adjoint_product(rows, rows @ X))
+
+
+def _gram_and_side(P, start, rows, b):
+    W = rows @ P
+    xp = array_namespace(W)
+    return xp.astype(adjoint(W) @ xp.concat([W, b], axis=1), wide_dtype(W.dtype, xp))
+
+
 def _rows(T):
-    return T.row_blocks() if T.kind in ("dense", "file", "dask") else None
+    return T.row_blocks() if _has_rows(T) else None
+
+
+def _has_rows(T):
+    """Say whether rows come in blocks, so that one read of them serves several products."""
+    return T.kind in ("dense", "file", "dask")
 
 
 def _sum(total, part):

@@ -1,7 +1,9 @@
 """One view of dense, sparse, LinearOperator, dask, memmap, HDF5 and Zarr input, so algorithms never ask what `A` is."""
 
+import numbers
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import array_api_compat.numpy
@@ -40,7 +42,7 @@ class Matrix:
 
     Attributes
     ----------
-    kind : {"dense", "sparse", "operator", "dask", "file"}
+    kind : {"dense", "sparse", "operator", "dask", "file", "stream"}
         What holds the entries; a view keeps the kind of its matrix.
     shape : tuple of int
         Rows and columns ``(m, n)``.
@@ -88,6 +90,16 @@ class Matrix:
     def one_pass_gram(self):
         return self.storage.one_pass_gram
 
+    @property
+    def far(self):
+        """Side whose blocks of columns are dask arrays: 0 for the rows of A, 1 for its columns; None for neither."""
+        return self.storage.far
+
+    @property
+    def far_chunks(self):
+        """Lengths of the chunks on that side."""
+        return self.storage.far_chunks
+
     def matmat(self, X, out=None):
         """Return ``A @ X``; `out` may be used for it if A is a NumPy array."""
         self._count(X, self.shape[1], 1, 1)
@@ -102,6 +114,27 @@ class Matrix:
         """Return ``A^H (A X)``, in one read of A where `one_pass_gram` says so."""
         self._count(X, self.shape[1], 1 if self.one_pass_gram else 2, 2)
         return self.storage.gram_matmat(X)
+
+    def image_and_gram(self, X):
+        """Return ``A X``, in double precision ``A^H (A X)``, and ``||A||_F**2`` or None, all from one read of A.
+
+        None instead if rows are out of reach.
+        """
+        products = self.storage.image_and_gram(X)
+        if products is not None:
+            self._count(X, self.shape[1], 1, 2)
+        return products
+
+    def sum_over_rows(self, function, *beside):
+        """Return the sum of ``function(first row, dense rows, ...)`` over blocks of rows, or None for want of rows.
+
+        The function runs where the rows are, so it must be picklable; it is also given the same rows of every array in
+        `beside`. One pass.
+        """
+        total = self.storage.sum_over_rows(function, *beside)
+        if total is not None:
+            self.counter.passes += 1
+        return total
 
     def row_blocks(self):
         """Return an iterator of (first row, dense block of rows) that reads A once, or None for want of rows."""
@@ -128,12 +161,17 @@ class Matrix:
         blocks = self.row_blocks()
         if blocks is not None:
             return self.xp.concat([B for _, B in blocks], axis=0)
-        return self.matmat(self.xp.eye(self.shape[1], dtype=self.dtype, device=self.device))
+        A = self.matmat(self.xp.eye(self.shape[1], dtype=self.dtype, device=self.device))
+        return A.compute() if is_dask_array(A) else A
 
     @property
     def H(self):
         """The adjoint, as a view."""
         return Matrix(self.kind, self.storage.adjoint(), self.counter)
+
+    def spread(self):
+        """Return the view of a dask array whose products on its long side stay dask arrays; of others, themselves."""
+        return Matrix(self.kind, self.storage.spread(), self.counter)
 
     def centered(self, mean):
         """Return the view ``A - 1 mean^T``."""
@@ -168,7 +206,7 @@ class Matrix:
         yield from blocks
 
 
-def as_matrix(A, caller):
+def as_matrix(A, caller, *, block_bytes=None):
     """Wrap any accepted kind of matrix; no entry is read, and none copied unless its layout or dtype demands it.
 
     Parameters
@@ -177,6 +215,8 @@ def as_matrix(A, caller):
         The matrix.
     caller : str
         Public function named in errors.
+    block_bytes : int, optional
+        The most bytes that one block read from a file holds.
 
     Returns
     -------
@@ -190,12 +230,15 @@ def as_matrix(A, caller):
     ValueError
         If `A` is not two-dimensional, or has no rows or no columns.
     """
+    if block_bytes is not None:
+        _check_block_bytes(block_bytes, caller)
     if isinstance(A, Matrix):
         return A
     if isinstance(A, (np.matrix, np.ma.MaskedArray)):
         wanted = "a plain array: numpy.asarray(A)" if isinstance(A, np.matrix) else "without mask: A.filled(value)"
         raise TypeError(f"{caller}: A must be {wanted}; got {type(A).__module__}.{type(A).__name__}.")
-    for convert in (_sparse, _dask, _array, _operator, _file, _convertible):
+    array, file = (partial(kind, block_bytes=block_bytes) for kind in (_array, _file))
+    for convert in (_sparse, _dask, array, _operator, file, _convertible):
         matrix = convert(A, caller)
         if matrix is not None:
             return matrix
@@ -232,16 +275,22 @@ def _dask(A, caller):
     if len(A.shape) == 2 and any(side != side for chunks in A.chunks for side in chunks):
         raise ValueError(f"{caller}: A must have known chunk sizes, see A.compute_chunk_sizes(); got {A.chunks}.")
     _check_shape(A.shape, caller)
-    if isinstance(A._meta, np.ma.MaskedArray) or not is_array_api_obj(A._meta):
-        raise TypeError(f"{caller}: A must have chunks that are plain dense arrays; got {type(A._meta).__name__}.")
+    from rnla._dask_blocks import csr_blocks
     from rnla._matrix_dask import Dask
 
-    xp = array_namespace(A._meta)
-    dtype = _computing_dtype(A.dtype, xp, caller)
-    return Matrix("dask", Dask(A.astype(dtype), xp, device(A._meta)))
+    sparse = hasattr(A._meta, "tocsr")
+    if isinstance(A._meta, np.ma.MaskedArray) or not (sparse or is_array_api_obj(A._meta)):
+        raise TypeError(f"{caller}: A must have chunks that are plain arrays or sparse; got {type(A._meta).__name__}.")
+    if sparse and not type(A._meta).__module__.startswith("cupyx"):
+        dtype = _computing_dtype(A.dtype, array_api_compat.numpy, caller)
+        return Matrix("dask", Dask(csr_blocks(A, dtype), array_api_compat.numpy, "cpu", caller, sparse=True))
+    inner = A._meta.data if sparse else A._meta
+    xp = array_namespace(inner)
+    A = A.astype(_computing_dtype(A.dtype, xp, caller))
+    return Matrix("dask", Dask(A, xp, device(inner), caller, sparse=sparse))
 
 
-def _array(A, caller):
+def _array(A, caller, block_bytes=None):
     if not is_array_api_obj(A):
         return None
     if is_pydata_sparse_array(A) or (is_torch_array(A) and str(A.layout) != "torch.strided"):
@@ -252,7 +301,7 @@ def _array(A, caller):
     if isinstance(A, np.memmap) and getattr(A, "_mmap", None) is not None:
         from rnla._matrix_blocks import file_storage
 
-        return Matrix("file", file_storage(A, dtype, xp))
+        return Matrix("file", file_storage(A, dtype, xp, caller, block_bytes))
     if is_torch_array(A):
         A = A.detach()  # no graph is recorded through the products
     elif is_numpy_namespace(xp):
@@ -289,14 +338,14 @@ def _operator(A, caller):
     return Matrix("operator", Operator(*products, tuple(int(side) for side in shape), dtype, xp, place, caller))
 
 
-def _file(A, caller):
+def _file(A, caller, block_bytes):
     if not all(hasattr(A, name) for name in ("chunks", "shape", "dtype", "__getitem__")):
         return None
     from rnla._matrix_blocks import file_storage
 
     _check_shape(A.shape, caller)
     xp = array_api_compat.numpy
-    return Matrix("file", file_storage(A, _computing_dtype(A.dtype, xp, caller), xp))
+    return Matrix("file", file_storage(A, _computing_dtype(A.dtype, xp, caller), xp, caller, block_bytes))
 
 
 def _convertible(A, caller):
@@ -310,6 +359,13 @@ def _convertible(A, caller):
     except ValueError as error:
         raise ValueError(f"{caller}: A must have rows of equal length; got {error}.") from error
     return _array(array, caller)
+
+
+def _check_block_bytes(value, caller):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{caller}: block_bytes must be an integer or None; got {type(value).__name__} {value!r}.")
+    if value < 1:
+        raise ValueError(f"{caller}: block_bytes must be at least 1; got {value}.")
 
 
 def _check_shape(shape, caller):

@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from rnla._matrix_views import Storage, adjoint_product, spans, sum_of_squares, wide_dtype
+from rnla._matrix_views import Storage, adjoint_product, place_of, spans, sum_of_squares, wide_dtype
 
-BLOCK_BYTES = 64 * 2**20  # large enough for full speed of disk and BLAS, small against the memory of any machine
+BLOCK_BYTES = (
+    64 * 2**20
+)  # default: large enough for full speed of disk and BLAS, small against the memory of any machine
 RUN_BYTES = 4096  # shortest contiguous run worth reading: one page
 
 
@@ -16,16 +18,19 @@ class Blocked(Storage):
 
     `grain` is the smallest tile worth reading by itself (the chunk of a chunked file). Tiles that span whole rows give
     ``A^H (A X)`` in one read, tiles that span whole columns ``A (A^H Y)``. A tile has at most `size` entries, unless
-    one grain has more.
+    one grain has more. Functions in `after_block` are told the number of entries of every tile that has been used.
     """
 
-    def __init__(self, read, shape, dtype, xp, device, *, grain, size, prefetch, mean=None):
+    def __init__(self, read, shape, dtype, xp, device, *, grain, size, prefetch, mean=None, after_block=None,
+                 itemsize=0):  # fmt: skip
         super().__init__(shape, dtype, xp, device)
         self.read = read
         self.mean = mean
         self.grain = grain
         self.size = size
         self.prefetch = prefetch
+        self.itemsize = itemsize  # of an entry on disk
+        self.after_block = [] if after_block is None else after_block
         self.row_tile, self.column_tile, self.tile = _tilings(shape, grain, size)
         self.one_pass_gram = self.row_tile is not None
         self.one_pass_adjoint_gram = self.column_tile is not None
@@ -80,8 +85,18 @@ class Blocked(Storage):
 
     def centered(self, mean):
         mean = mean if self.mean is None else self.mean + mean
-        settings = {"grain": self.grain, "size": self.size, "prefetch": self.prefetch}
+        settings = {
+            "grain": self.grain, "size": self.size, "prefetch": self.prefetch, "after_block": self.after_block,
+            "itemsize": self.itemsize,
+        }  # fmt: skip
         return Blocked(self.read, self.shape, self.dtype, self.xp, self.device, mean=mean, **settings)
+
+    def locate_nonfinite(self):
+        # Of the entries as they are read: a mean that is not finite has spoiled all centred tiles.
+        for rows, columns in self._places(self.tile):
+            if not self.xp.all(self.xp.isfinite(self.read(rows, columns))):
+                return place_of(rows, columns, self.shape)
+        return None
 
     def _zeros(self, rows, columns, summed=True):
         # A sum over tiles is kept in double precision: it has as many terms as tiles, and costs little beside them.
@@ -90,11 +105,12 @@ class Blocked(Storage):
 
     def _tiles(self, tile):
         """Yield (rows, columns, B); the next tile is read in a thread while the present one is multiplied."""
-        m, n = self.shape
-        places = [(rows, columns) for rows in spans(m, tile[0]) for columns in spans(n, tile[1])]
+        places = self._places(tile)
         if not self.prefetch or len(places) == 1:
             for rows, columns in places:
-                yield rows, columns, self._tile(rows, columns)
+                B = self._tile(rows, columns)
+                yield rows, columns, B
+                self._used(B)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="rnla-read") as reader:
             coming = reader.submit(self._tile, *places[0])
@@ -102,14 +118,26 @@ class Blocked(Storage):
                 B = coming.result()
                 coming = None if following is None else reader.submit(self._tile, *following)
                 yield *place, B
+                self._used(B)
+
+    def _places(self, tile):
+        m, n = self.shape
+        return [(rows, columns) for rows in spans(m, tile[0]) for columns in spans(n, tile[1])]
+
+    def _used(self, B):
+        for call in self.after_block:
+            call(B.size)
 
     def _tile(self, rows, columns):
         B = self.read(rows, columns)
-        return B if self.mean is None else B - self.mean[None, columns]
+        if self.mean is None:
+            return B
+        with np.errstate(over="ignore", invalid="ignore"):  # a setting of each thread; every product is checked
+            return B - self.mean[None, columns]
 
 
-def file_storage(A, dtype, xp):
-    """Return the storage of a memory-mapped array, or of an h5py or Zarr dataset."""
+def file_storage(A, dtype, xp, caller, block_bytes=None):
+    """Return the storage of a memory-mapped array, or of an h5py or Zarr dataset, read `block_bytes` at a time."""
     shape = tuple(int(side) for side in A.shape)
     if isinstance(A, np.memmap):
         read = _memmap_reader(A, dtype)
@@ -120,8 +148,24 @@ def file_storage(A, dtype, xp):
     run = min(max(RUN_BYTES // A.dtype.itemsize, 1), shape[row_major])
     grain = getattr(A, "chunks", None) or ((1, run) if row_major else (run, 1))
     # Integers grow when they are converted: the limit holds for the larger of what is read and what is computed with.
-    size = BLOCK_BYTES // max(A.dtype.itemsize, dtype.itemsize)
-    return Blocked(read, shape, dtype, xp, "cpu", grain=grain, size=size, prefetch=True)
+    size = (block_bytes or BLOCK_BYTES) // max(A.dtype.itemsize, dtype.itemsize)
+    settings = {"grain": grain, "size": size, "prefetch": True, "itemsize": A.dtype.itemsize}
+    return Blocked(_naming(read, shape, caller), shape, dtype, xp, "cpu", **settings)
+
+
+def _naming(read, shape, caller):
+    """Return `read` with errors that name the block."""
+
+    def named(rows, columns):
+        try:
+            return read(rows, columns)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever file systems, decompressors and the user's own readers raise
+            where, why = place_of(rows, columns, shape), str(error) or type(error).__name__
+            raise OSError(f"{caller}: A cannot be read in {where}: {why}") from error
+
+    return named
 
 
 def _dataset_reader(A, dtype):

@@ -1,11 +1,12 @@
 """What every kind of storage offers to `Matrix`, and the views made of another matrix: adjoint, centred, scaled."""
 
 import math
+from functools import partial
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import array_namespace, device, is_numpy_array
 
-from rnla._backend import adjoint
+from rnla._backend import adjoint, columns
 
 RUN = 256  # entries whose squares are summed in their own precision: rounding of the total is far below its unit
 
@@ -18,6 +19,8 @@ class Storage:
 
     nnz = None
     array = None
+    inner = None  # what a view is a view of
+    far = None  # side of A whose blocks of columns are dask arrays: see `_matrix_dask`
     one_pass_gram = False  # gram_matmat reads every entry once
     one_pass_adjoint_gram = False  # adjoint_gram_matmat reads every entry once
 
@@ -27,6 +30,23 @@ class Storage:
         self.xp = xp
         self.device = device
 
+    @property
+    def source(self):
+        """The storage that holds the entries, beneath all views."""
+        return self if self.inner is None else self.inner.source
+
+    @property
+    def far_chunks(self):
+        """Lengths of the chunks on the side `far`."""
+        return None if self.inner is None else self.inner.far_chunks
+
+    def locate_nonfinite(self):
+        """Return where the first NaN or infinity is, in words such as ``rows 0..99``; None if that is not known.
+
+        Asked of the `source` once a product has shown that there is one: it may read every entry again.
+        """
+        return None
+
     def gram_matmat(self, X):
         """Return ``A^H (A X)``."""
         return self.rmatmat(self.matmat(X))
@@ -34,6 +54,33 @@ class Storage:
     def adjoint_gram_matmat(self, Y):
         """Return ``A (A^H Y)``."""
         return self.matmat(self.rmatmat(Y))
+
+    def spread(self):
+        """Return the view whose products on one side stay dask arrays, where that is possible."""
+        return self
+
+    def image_and_gram(self, X):
+        """Return ``A X``, ``A^H (A X)`` in double precision, and ``||A||_F**2``; None for want of rows."""
+        return _image_and_gram(self.row_blocks(), X, self.shape[0])
+
+    def adjoint_image_and_gram(self, Y):
+        """Return the same of ``A^H``."""
+        return _image_and_gram(_adjoints(self.column_blocks()), Y, self.shape[1])
+
+    def both_products(self, X, Y):
+        """Return ``A X`` and ``A^H Y`` from one read, or None where another way has to be found."""
+        return None
+
+    def sum_over_rows(self, function, *beside):
+        """Return the sum of ``function(first row, dense rows, ...)`` over blocks of rows, or None for want of them."""
+        blocks = self.row_blocks()
+        if blocks is None:
+            return None
+        total = None
+        for start, B in blocks:
+            part = function(start, B, *(X[start : start + B.shape[0], :] for X in beside))
+            total = part if total is None else total + part
+        return total
 
     def row_blocks(self):
         """Return an iterator of (first row, dense rows), or None."""
@@ -86,8 +133,12 @@ class Adjoint(Storage):
         super().__init__(inner.shape[::-1], inner.dtype, inner.xp, inner.device)
         self.inner = inner
         self.nnz = inner.nnz
+        self.far = None if inner.far is None else 1 - inner.far
         self.one_pass_gram = inner.one_pass_adjoint_gram
         self.one_pass_adjoint_gram = inner.one_pass_gram
+
+    def spread(self):
+        return Adjoint(self.inner.spread())
 
     def matmat(self, X, out=None):
         return self.inner.rmatmat(X, out)
@@ -97,6 +148,12 @@ class Adjoint(Storage):
 
     def gram_matmat(self, X):
         return self.inner.adjoint_gram_matmat(X)
+
+    def image_and_gram(self, X):
+        return self.inner.adjoint_image_and_gram(X)
+
+    def adjoint_image_and_gram(self, Y):
+        return self.inner.image_and_gram(Y)
 
     def adjoint_gram_matmat(self, Y):
         return self.inner.gram_matmat(Y)
@@ -143,8 +200,12 @@ class ColumnScaled(Storage):
         self.inner = inner
         self.weights = self.xp.astype(weights, inner.dtype)
         self.nnz = inner.nnz
+        self.far = inner.far
         self.one_pass_gram = inner.one_pass_gram
         self.one_pass_adjoint_gram = inner.one_pass_adjoint_gram
+
+    def spread(self):
+        return ColumnScaled(self.inner.spread(), self.weights)
 
     def matmat(self, X, out=None):
         return self.inner.matmat(self.weights[:, None] * X, out)
@@ -154,6 +215,13 @@ class ColumnScaled(Storage):
 
     def gram_matmat(self, X):
         return self.weights[:, None] * self.inner.gram_matmat(self.weights[:, None] * X)
+
+    def image_and_gram(self, X):
+        products = self.inner.image_and_gram(self.weights[:, None] * X)
+        return None if products is None else (products[0], self.weights[:, None] * products[1], None)
+
+    def sum_over_rows(self, function, *beside):
+        return self.inner.sum_over_rows(partial(_of_multiple, function, self.weights), *beside)
 
     def row_blocks(self):
         blocks = self.inner.row_blocks()
@@ -183,8 +251,12 @@ class Scaled(Storage):
         self.inner = inner
         self.alpha = alpha
         self.nnz = inner.nnz
+        self.far = inner.far
         self.one_pass_gram = inner.one_pass_gram
         self.one_pass_adjoint_gram = inner.one_pass_adjoint_gram
+
+    def spread(self):
+        return Scaled(self.inner.spread(), self.alpha)
 
     def matmat(self, X, out=None):
         return self.inner.matmat(self.alpha * X, out)
@@ -195,8 +267,26 @@ class Scaled(Storage):
     def gram_matmat(self, X):
         return self.alpha * self.inner.gram_matmat(self.alpha * X)
 
+    def image_and_gram(self, X):
+        return self._times(self.inner.image_and_gram(self.alpha * X))
+
+    def adjoint_image_and_gram(self, Y):
+        return self._times(self.inner.adjoint_image_and_gram(self.alpha * Y))
+
+    def both_products(self, X, Y):
+        return self.inner.both_products(self.alpha * X, self.alpha * Y)
+
+    def _times(self, products):
+        if products is None:
+            return None
+        Y, Z, total = products
+        return Y, self.alpha * Z, total if total is None else self.alpha**2 * total
+
     def adjoint_gram_matmat(self, Y):
         return self.alpha * self.inner.adjoint_gram_matmat(self.alpha * Y)
+
+    def sum_over_rows(self, function, *beside):
+        return self.inner.sum_over_rows(partial(_of_multiple, function, self.alpha), *beside)
 
     def row_blocks(self):
         return _multiples(self.alpha, self.inner.row_blocks())
@@ -215,6 +305,26 @@ class Scaled(Storage):
 
     def adjoint(self):
         return Scaled(self.inner.adjoint(), self.alpha)
+
+
+def _image_and_gram(blocks, X, length):
+    if blocks is None:
+        return None
+    xp = array_namespace(X)
+    Y, Z, total = None, None, 0.0
+    for start, B in blocks:
+        part = B @ X
+        if Y is None:
+            Y = columns(xp, length, X.shape[1], dtype=part.dtype, device=device(part))
+            Z = xp.zeros((B.shape[1], X.shape[1]), dtype=wide_dtype(part.dtype, xp), device=device(part))
+        Y[start : start + B.shape[0], :] = part
+        Z += xp.astype(adjoint_product(B, part), Z.dtype, copy=False)
+        total += sum_of_squares(B, 1.0)
+    return Y, Z, total
+
+
+def _of_multiple(function, factor, start, B, *beside):
+    return function(start, B * factor, *beside)
 
 
 def _adjoints(blocks):
@@ -266,6 +376,12 @@ def _squares_by_runs(runs):
 
     map_blocks(run, len(runs), block=2**12)
     return float(np.sum(squares.real, dtype=np.float64))
+
+
+def place_of(rows, columns, shape):
+    """Name a block of a matrix in an error: its rows, and its columns where they are not all."""
+    text = f"rows {rows.start}..{rows.stop - 1}"
+    return text if columns.stop - columns.start == shape[1] else f"{text}, columns {columns.start}..{columns.stop - 1}"
 
 
 def spans(length, step):

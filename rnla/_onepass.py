@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 
-from rnla._backend import adjoint, columns, eps_of, host_svd
+from rnla._backend import adjoint, eps_of, host_svd, to_host
 from rnla._errors import AccuracyWarning
-from rnla._orth import like, orth
-from rnla._rangefinder import check_range, column_squares, thin_svd, warn
-from rnla._sketch import test_matrix
+from rnla._orth import orth
+from rnla._rangefinder import check_range, thin_svd, warn
+from rnla._tall import inner, like, test_columns, times
 
 
 def row_stream(M, k, n_oversamples, sketch, key, caller):
@@ -20,28 +20,21 @@ def row_stream(M, k, n_oversamples, sketch, key, caller):
     ----------
     .. [1] Tropp, Yurtsever, Udell, Cevher, SIAM J. Sci. Comput. 41 (2019), for the setting and the comparison.
     """
-    blocks, swap = M.row_blocks(), False
-    if blocks is None:  # columns of A are rows of its adjoint
-        M, swap = M.H, True
-        blocks = M.row_blocks()
-    if blocks is None:
+    count = min(2 * k + n_oversamples, *M.shape)
+    wide = M.shape[0] < M.shape[1]
+    for swap in (wide, not wide):  # columns of A are rows of its adjoint
+        W = M.H if swap else M
+        X = test_columns(W, 1, sketch, key, count)
+        products = W.image_and_gram(X)
+        if products is not None:
+            break
+    else:
         raise ValueError(
             f"{caller}: method 'rowstream' needs the rows or columns of A; got a matrix known by products."
         )
+    M, (Y, H, total) = W, products
     xp, eps = M.xp, eps_of(M.xp, M.dtype)
-    count = min(2 * k + n_oversamples, *M.shape)
-    X = test_matrix(sketch, key, M.shape[1], count, xp=xp, device=M.device, dtype=M.dtype)
-    Y = columns(xp, M.shape[0], count, dtype=M.dtype, device=M.device)
-    wide = xp.complex128 if xp.isdtype(M.dtype, "complex floating") else xp.float64
-    H = xp.zeros((M.shape[1], count), dtype=wide, device=M.device)  # sums over many blocks
-    M.counter.matvecs += 2 * count
-    total = 0.0
-    for start, block in blocks:
-        total += float(np.sum(column_squares(block)))
-        part = block @ X
-        Y[start : start + block.shape[0], :] = part
-        H = H + xp.astype(adjoint(block) @ part, wide)
-    check_range(M, X, xp.astype(H, M.dtype), caller, power=2)
+    check_range(M, None, Y, caller)
     Q, R = orth(Y)
     W, s, Zh = host_svd(R)
     keep = int(np.sum(s > 10 * math.sqrt(eps) * s[0])) if s[0] > 0 else 0
@@ -55,7 +48,7 @@ def row_stream(M, k, n_oversamples, sketch, key, caller):
     # B = U^H A with U = Q W: from Y^H A = H^H, and Y = U s Zh.
     Bh = xp.astype(H, M.dtype) @ like(Zh[:keep].conj().T / s[:keep], Y)
     V, s, Xh = thin_svd(Bh)
-    U = (Q @ like(W[:, :keep], Q)) @ adjoint(Xh)
+    U = times(Q, W[:, :keep] @ to_host(adjoint(Xh)))
     return (V, s, U, total) if swap else (U, s, V, total)
 
 
@@ -71,17 +64,16 @@ def generalized_nystrom(M, k, n_oversamples, sketch, key, caller):
     m, n = M.shape
     count = min(k + n_oversamples, m, n)
     more = min(count + -(-count // 2), m)
-    place = {"xp": M.xp, "device": M.device, "dtype": M.dtype}
-    X = test_matrix(sketch, key, n, count, **place)
-    Y = test_matrix(sketch, key, m, more, stream=1, **place)
+    X = test_columns(M, 1, sketch, key, count)
+    Y = test_columns(M, 0, sketch, key, more, stream=1)
     AX = M.matmat(X)
     check_range(M, X, AX, caller)
     Q = orth(AX)[0]
     AhY = M.rmatmat(Y)
     # Least squares (Y^H Q) B = Y^H A by orthogonal factors: a pseudoinverse of the core would lose its small part.
-    G, s, Wh = thin_svd(adjoint(Y) @ Q)
+    G, s, Wh = thin_svd(like(inner(Y, Q), Q) if M.far == 0 else adjoint(Y) @ Q)
     cut = s > 10 * eps_of(M.xp, M.dtype) * M.xp.max(s)
     inverse = M.xp.where(cut, 1 / M.xp.where(cut, s, M.xp.ones_like(s)), M.xp.zeros_like(s))
-    Bh = AhY @ (G * inverse) @ Wh
+    Bh = times(times(AhY, G * inverse), Wh)
     V, s, Xh = thin_svd(Bh)
-    return Q @ adjoint(Xh), s, V, None
+    return times(Q, adjoint(Xh)), s, V, None

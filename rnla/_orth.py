@@ -1,12 +1,12 @@
 """Orthonormalise the columns of a tall block: Cholesky QR with its test, sketched Cholesky QR, Householder QR."""
 
 import numpy as np
-from array_api_compat import is_numpy_array
+from array_api_compat import is_dask_array
 
-from rnla._backend import adjoint, eps_of, from_host, host_svd, is_meta, to_host
+from rnla._backend import eps_of, host_svd, is_meta, to_host
 from rnla._sketch import SparseSign
+from rnla._tall import inner, joined, less, random_like, times, times_small, triangle
 
-IN_PLACE = 2**22  # entries from which a block is overwritten where it may be: 32 MB in double precision
 EPS_DOUBLE = float(np.finfo(np.float64).eps)
 CHOLESKY_LIMIT = 10.0  # a diagonal of the Cholesky factor below this times sqrt(eps) ends the trust in it
 
@@ -41,6 +41,8 @@ def orth(Y, method="auto", *, overwrite=False):
     if is_meta(Y) or method == "qr" or Y.shape[0] < 2 * Y.shape[1]:
         return _householder(Y)
     attempts = {"cholqr2": (_cholesky_twice,), "rcholqr": (_sketched,), "auto": (_cholesky_twice, _sketched)}[method]
+    if is_dask_array(Y):  # the triangular factors of the chunks are a better preconditioner than a sketch, and as cheap
+        attempts = attempts[:1]
     for attempt in attempts:
         factors = attempt(Y, overwrite)
         if factors is not None:
@@ -59,7 +61,7 @@ def orth_factors(Y, *, overwrite=False):
         On the host in double precision; ``Q = X W`` has orthonormal columns and ``Y = Q R``.
     """
     first = cholesky_step(Y, overwrite) if not is_meta(Y) and Y.shape[0] >= 2 * Y.shape[1] else None
-    second = first and cholesky_factor(to_host(adjoint(first[0]) @ first[0]), eps_of_array(Y))
+    second = first and cholesky_factor(inner(first[0], first[0]), eps_of_array(Y))
     if second is not None:
         return first[0], np.linalg.inv(second), second @ first[1]
     Q, R = orth(Y if first is None else first[0], overwrite=overwrite)
@@ -69,27 +71,16 @@ def orth_factors(Y, *, overwrite=False):
 def cholesky_step(Y, overwrite=False):
     """Return ``Y R^-1`` and ``R`` of one Cholesky QR, or None where rounding in ``Y^H Y`` forbids it."""
     eps = eps_of_array(Y)
-    R = cholesky_factor(to_host(adjoint(Y) @ Y), eps)
+    R = cholesky_factor(inner(Y, Y), eps)
     if R is None and eps > EPS_DOUBLE:
         # Summed in double precision the squares keep what the block has: condition numbers up to 1 / (100 eps).
         wide = widened(Y)
-        R = cholesky_factor(to_host(adjoint(wide) @ wide), (CHOLESKY_LIMIT * eps) ** 2)
+        R = cholesky_factor(inner(wide, wide), (CHOLESKY_LIMIT * eps) ** 2)
     if R is None:
         return None
     # One product with the inverse is faster than a triangular solve for every row of Y, and NumPy's inverse, which runs
     # in the BLAS that made the Gram matrix, is faster than a triangular one in SciPy's: two thread pools would compete.
     return times_small(Y, np.linalg.inv(R), overwrite=overwrite), R
-
-
-def times_small(Y, T, *, overwrite=False):
-    """Return ``Y T`` for a small square matrix of the host; a large NumPy array can be overwritten, by rows."""
-    T = like(T, Y)
-    if not (overwrite and is_numpy_array(Y) and Y.size > IN_PLACE):
-        return Y @ T
-    step = IN_PLACE // 8 // Y.shape[1]
-    for start in range(0, len(Y), step):
-        Y[start : start + step] = Y[start : start + step] @ T
-    return Y
 
 
 def cholesky_factor(G, eps):
@@ -102,13 +93,6 @@ def cholesky_factor(G, eps):
     if not diagonal.size or diagonal.min() > CHOLESKY_LIMIT * np.sqrt(eps) * diagonal.max():
         return R
     return None
-
-
-def like(X, Y):
-    """Return the host matrix `X` in the library, precision and device of `Y`."""
-    from array_api_compat import array_namespace, device
-
-    return from_host(X, array_namespace(Y), Y.dtype, device(Y))
 
 
 def widened(Y):
@@ -128,13 +112,8 @@ def eps_of_array(Y):
 
 def project_out(Z, Q):
     """Return ``Z - Q (Q^H Z)`` and the coefficients ``Q^H Z`` on the host."""
-    C = adjoint(Q) @ Z
-    rest = Q @ C
-    if is_numpy_array(Z):
-        np.subtract(Z, rest, out=rest)  # fresh memory costs as much as the subtraction
-    else:
-        rest = Z - rest
-    return rest, to_host(C)
+    C = inner(Q, Z)
+    return less(Z, Q, C), C
 
 
 def orthonormal_block(Z, Q, *, floor, near=0):
@@ -195,12 +174,12 @@ def _basis(Z, floor, room):
     Q, R = orth(Z, "qr")
     U, s, Vh = host_svd(R)  # small: rank-revealing
     keep = min(int(np.sum(s > floor)), room)
-    return Q @ like(U[:, :keep], Z), s[:keep, None] * Vh[:keep]
+    return times(Q, U[:, :keep]), s[:keep, None] * Vh[:keep]
 
 
 def _again(P):
     """Orthonormalise columns that mostly are: one round of Cholesky QR is exact where the condition is below 2."""
-    G = to_host(adjoint(P) @ P)
+    G = inner(P, P)
     if np.linalg.norm(G - np.eye(len(G))) > 0.5:
         return orth(P)
     R = np.linalg.cholesky(G).conj().T
@@ -232,5 +211,32 @@ def _sketched(Y, overwrite):
 def _householder(Y):
     from array_api_compat import array_namespace
 
+    if is_dask_array(Y):
+        return _in_chunks(Y)
     Q, R = array_namespace(Y).linalg.qr(Y)
     return Q, (R if is_meta(R) else to_host(R))
+
+
+def _in_chunks(Y):
+    """Factor a dask array: R from the triangular factors of the chunks in a tree (TSQR), Q by dividing by it.
+
+    Dividing is safe as far as R tells directions from rounding, and leaves columns that Cholesky QR finishes. The
+    others are replaced by random ones, as Householder's Q has arbitrary ones there.
+    """
+    _, s, Vh = host_svd(triangle(Y))
+    width, count = Y.shape[1], min(Y.shape)
+    keep = int(np.sum(s > 10 * eps_of_array(Y) * np.sqrt(width) * s[0])) if s[0] > 0 else 0
+    if keep:
+        P, R = times(Y, Vh[:keep].conj().T / s[:keep]), s[:keep, None] * Vh[:keep]
+        for _ in range(3):
+            L = np.linalg.cholesky(inner(P, P)).conj().T
+            P, R = times(P, np.linalg.inv(L)), L @ R
+            if np.linalg.cond(L) < 2:
+                break
+    else:
+        P, R = Y[:, :0], np.zeros((0, width), Vh.dtype)
+    if keep < count:
+        P = joined(P, random_complement(P, lambda missing: random_like(Y, missing, 0x5EED), count - keep))
+        R = np.concatenate([R, np.zeros((count - keep, width), R.dtype)])
+    Q, R = np.linalg.qr(R)
+    return times(P, Q), R

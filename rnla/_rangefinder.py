@@ -7,13 +7,13 @@ import warnings
 
 import numpy as np
 
-from rnla._backend import adjoint, check_finite, columns, eps_of, from_host, host_svd, is_meta, key_from_rng, to_host
+from rnla._backend import adjoint, check_finite, eps_of, from_host, host_svd, is_meta, key_from_rng, to_host
 from rnla._errors import ConvergenceWarning
 from rnla._lowrank import QBResult, SVDInfo
 from rnla._matrix import as_matrix
-from rnla._orth import like, orth, orth_factors, orthonormal_block
+from rnla._orth import orth, orth_factors, orthonormal_block
 from rnla._progress import Monitor
-from rnla._sketch import test_matrix
+from rnla._tall import column_squares, inner, joined, less, like, test_columns, times
 
 KINDS = ("gaussian", "rademacher", "uniform", "sparse")
 TRUSTED = 100.0  # ||A||^2 - ||B||^2 is believed down to this many rounding units of ||A||^2 a block
@@ -50,7 +50,7 @@ def check_range(M, X, product, caller, *, power=1):
         return
     # A^H A X may have overflowed or vanished where A X did not; A X itself tells.
     y = product if power == 1 else M.matmat(X[:, :1])
-    check_finite(y, caller, "A")
+    check_finite(y, caller, "A", M)
     top = float(xp.max(xp.abs(y)))
     if top > 0 and abs(math.log2(top)) > 10:
         raise OutOfRange(2.0 ** -round(math.log2(top)))
@@ -62,8 +62,8 @@ def power_range(M, count, n_iter, sketch, key, caller):
     Orthonormalises after every product: otherwise all below ``eps**(1 / (2 n_iter + 1)) * sigma_1`` is lost (HMT,
     Remark 4.3). Reads A ``2 n_iter + 1`` times, or ``n_iter + 1`` where the storage forms A^H (A X) in one read.
     """
-    X = test_matrix(sketch, key, M.shape[1], count, xp=M.xp, device=M.device, dtype=M.dtype)
-    if M.one_pass_gram:
+    X = test_columns(M, 1, sketch, key, count)
+    if M.one_pass_gram and M.far != 1:
         for step in range(n_iter):
             Z = M.gram_matmat(X)
             if step == 0:
@@ -77,12 +77,15 @@ def power_range(M, count, n_iter, sketch, key, caller):
     check_range(M, X, Y, caller)
     Q = orth(Y)[0]
     for _ in range(n_iter):
+        if M.H.one_pass_gram:
+            Q = orth(M.H.gram_matmat(Q))[0]
+            continue
         X = orth(M.rmatmat(Q))[0]
         Q = orth(M.matmat(X))[0]
     return Q
 
 
-def range_finder(A, k, *, n_oversamples=10, n_iter=2, sketch="gaussian", rng=None):
+def range_finder(A, k, *, n_oversamples=10, n_iter=2, sketch="gaussian", rng=None, block_bytes=None):
     """Compute an orthonormal basis that captures most of the range of `A`.
 
     Reads `A` ``2 * n_iter + 1`` times (``n_iter + 1`` times for files and dask arrays).
@@ -101,6 +104,9 @@ def range_finder(A, k, *, n_oversamples=10, n_iter=2, sketch="gaussian", rng=Non
         Distribution of the test matrix.
     rng : None, int or numpy.random.Generator
         Source of the test matrix.
+    block_bytes : int, optional
+        The most bytes that one block read from a file holds, 64 MiB by default, though at least one chunk; two blocks
+        are in memory at a time. Ignored where `A` is no file.
 
     Returns
     -------
@@ -125,7 +131,7 @@ def range_finder(A, k, *, n_oversamples=10, n_iter=2, sketch="gaussian", rng=Non
     True
     """
     caller = "rnla.range_finder"
-    M = as_matrix(A, caller)
+    M = as_matrix(A, caller, block_bytes=block_bytes).spread()
     check_rank(k, M, caller)
     check_count(n_oversamples, "n_oversamples", caller, least=0)
     check_count(n_iter, "n_iter", caller, least=0)
@@ -136,7 +142,7 @@ def range_finder(A, k, *, n_oversamples=10, n_iter=2, sketch="gaussian", rng=Non
 
 
 def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="auto", sketch="gaussian", rng=None,
-       callback=None, progress=False):  # fmt: skip
+       callback=None, progress=False, block_bytes=None):  # fmt: skip
     """Factor ``A ~ Q B`` with orthonormal Q, to a given rank or to a given precision.
 
     With a precision, columns are added block by block until the error is met, then the surplus ones are dropped. Each
@@ -164,6 +170,9 @@ def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="aut
         Called after each block with a record ``(iteration, error, seconds)``, the error relative to ``||A||``.
     progress : bool
         Show a progress bar.
+    block_bytes : int, optional
+        The most bytes that one block read from a file holds, 64 MiB by default, though at least one chunk; two blocks
+        are in memory at a time. Ignored where `A` is no file.
 
     Returns
     -------
@@ -193,7 +202,7 @@ def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="aut
     2
     """
     caller = "rnla.qb"
-    M = as_matrix(A, caller)
+    M = as_matrix(A, caller, block_bytes=block_bytes).spread()
     check_precision(k, rtol, atol, M, caller)
     check_choice(norm, "norm", ("fro", 2), caller)
     check_count(n_iter, "n_iter", caller, least=0)
@@ -201,7 +210,7 @@ def qb(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=1, block_size="aut
     if block_size != "auto":
         check_count(block_size, "block_size", caller)
     key = key_from_rng(rng, caller)
-    monitor = Monitor(callback, progress, caller)
+    monitor = Monitor(callback, progress, caller, M)
     passes, matvecs = M.counter.passes, M.counter.matvecs
 
     def run(M, factor):
@@ -242,31 +251,31 @@ def adaptive_qb(M, k, rtol, atol, norm, *, n_iter, block_size, sketch, key, moni
     xp, (m, n) = M.xp, M.shape
     width = max(10, -(-n // 100)) if block_size == "auto" else block_size
     eps, total = eps_of(xp, M.dtype), M.fro_norm_sq()
-    Q = columns(xp, m, 0, dtype=M.dtype, device=M.device)
-    Bh = columns(xp, n, 0, dtype=M.dtype, device=M.device)  # B^H: appended as columns
+    Q = Bh = None  # B^H: appended as columns
     captured, used, scale, blocks, converged, error = 0.0, 0, 0.0, 0, False, math.inf
     sampled, samples = 0.0, 0
-    while not converged and Q.shape[1] < k and not monitor.stopped:
+    while not converged and (Q is None or Q.shape[1] < k) and not monitor.stopped:
         if blocks and M.counter.passes + 2 * n_iter + 2 > budget:
             break
-        count = min(width, k - Q.shape[1])
-        X = test_matrix(sketch, key, n, count, xp=xp, device=M.device, dtype=M.dtype, start=used)
+        count = min(width, k - (0 if Q is None else Q.shape[1]))
+        X = test_columns(M, 1, sketch, key, count, start=used)
         used, blocks = used + count, blocks + 1
         Y = M.matmat(X)
         if blocks == 1:
             check_range(M, X, Y, caller)
-        check_finite(Y, caller, "A")
+            Q, Bh = Y[:, :0], X[:, :0]
+        check_finite(Y, caller, "A", M)
         if total is None:  # E ||A x||^2 = ||A||_F^2
             sampled, samples = sampled + float(np.sum(column_squares(Y))), samples + count
         scale = max(scale, math.sqrt(float(np.max(column_squares(Y)))))
         floor = eps * math.sqrt(max(m, n)) * scale
-        Qi = orthonormal_block(Y - Q @ (adjoint(Bh) @ X), Q, floor=floor)[0]
+        Qi = orthonormal_block(less(Y, Q, inner(Bh, X)), Q, floor=floor)[0]
         for _ in range(n_iter if Qi.shape[1] else 0):
-            Z = orth(M.rmatmat(Qi) - Bh @ (adjoint(Q) @ Qi))[0]
-            Qi = orthonormal_block(M.matmat(Z) - Q @ (adjoint(Bh) @ Z), Q, floor=0.0)[0]
+            Z = orth(less(M.rmatmat(Qi), Bh, inner(Q, Qi)))[0]
+            Qi = orthonormal_block(less(M.matmat(Z), Q, inner(Bh, Z)), Q, floor=0.0)[0]
         exhausted = Qi.shape[1] < count
         Bih = M.rmatmat(Qi)
-        Q, Bh = xp.concat([Q, Qi], axis=1), xp.concat([Bh, Bih], axis=1)
+        Q, Bh = joined(Q, Qi), joined(Bh, Bih)
         captured += float(np.sum(column_squares(Bih)))
         norm_sq = total if total is not None else max(sampled / samples, captured)
         bound = max((rtol or 0.0) * math.sqrt(norm_sq), atol or 0.0)
@@ -287,24 +296,24 @@ def adaptive_qb(M, k, rtol, atol, norm, *, n_iter, block_size, sketch, key, moni
     relative = None
     if norm == "fro" and norm_sq > 0:
         relative = math.sqrt(error**2 + float(np.sum(s[keep:] ** 2))) / math.sqrt(norm_sq)
-    return Q @ adjoint(Wh)[:, :keep], s[:keep], V[:, :keep], converged, relative
+    return times(Q, to_host(adjoint(Wh))[:, :keep]), s[:keep], V[:, :keep], converged, relative
 
 
 def sampled_error(M, Q, Bh, norm, sketch, key, *, count=8, steps=4):
     """Estimate ``||A - Q B||`` and ``||A||_2`` from products of the residual with fresh random vectors."""
-    G = test_matrix("gaussian", key % 2**64, M.shape[1], count, xp=M.xp, device=M.device, dtype=M.dtype)
-    Y = M.matmat(G) - Q @ (adjoint(Bh) @ G)
-    top = float(np.linalg.norm(to_host(adjoint(Bh) @ Bh), 2)) ** 0.5
+    G = test_columns(M, 1, "gaussian", key % 2**64, count)
+    Y = less(M.matmat(G), Q, inner(Bh, G))
+    top = float(np.linalg.norm(inner(Bh, Bh), 2)) ** 0.5
     if norm == "fro":
         return math.sqrt(float(np.sum(column_squares(Y))) / count), top
     estimate = 0.0
     for _ in range(steps):
-        G = M.rmatmat(Y) - Bh @ (adjoint(Q) @ Y)
+        G = less(M.rmatmat(Y), Bh, inner(Q, Y))
         if float(np.max(column_squares(G))) == 0:
             return estimate, top
         G = orth(G)[0]
-        Y = M.matmat(G) - Q @ (adjoint(Bh) @ G)
-        estimate = float(np.linalg.norm(to_host(adjoint(Y) @ Y), 2)) ** 0.5
+        Y = less(M.matmat(G), Q, inner(Bh, G))
+        estimate = float(np.linalg.norm(inner(Y, Y), 2)) ** 0.5
     return estimate, top
 
 
@@ -313,36 +322,34 @@ def thin_svd(X):
 
     Never by way of the eigenvalues of ``X^H X``: those lose all singular values below ``sqrt(eps) * sigma_1``.
     """
-    from array_api_compat import array_namespace, device
+    from array_api_compat import array_namespace, device, is_dask_array
 
     xp = array_namespace(X)
     if is_meta(X) or 0 in X.shape:
         return tuple(xp.linalg.svd(X, full_matrices=False))
-    if X.shape[0] < X.shape[1]:
+    if X.shape[0] < X.shape[1] and not is_dask_array(X):
         V, s, Uh = thin_svd(adjoint(X))
         return adjoint(Uh), s, adjoint(V)
     Q, W, R = orth_factors(X)
     U, s, Vh = host_svd(R)
+    if is_dask_array(X):
+        X = X._meta
+        xp = array_namespace(X)
     real = xp.float32 if X.dtype in (xp.float32, xp.complex64) else xp.float64
-    return Q @ like(W @ U, X), from_host(s, xp, real, device(X)), like(Vh, X)
+    return times(Q, W @ U), from_host(s, xp, real, device(X)), like(Vh, X)
 
 
-def in_range(compute, M):
-    """Return ``compute(M, 1)`` or, if squares of entries overflow, that of M times a power of two; and the power."""
+def in_range(compute, M, factor=1.0):
+    """Return ``compute(M, 1)`` or, if squares of entries overflow, that of M times a power of two; and the power.
+
+    A power that is known already may be given as `factor`.
+    """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # every product is checked
         try:
-            return compute(M, 1.0), 1.0
+            return compute(M if factor == 1 else M.scaled(factor), factor), factor
         except OutOfRange as out:
-            return compute(M.scaled(out.factor), out.factor), out.factor
-
-
-def column_squares(X):
-    """Return the squared norms of the columns of a block, on the host in double precision."""
-    from array_api_compat import array_namespace
-
-    xp = array_namespace(X)
-    wide = xp.complex128 if xp.isdtype(X.dtype, "complex floating") else xp.float64
-    return to_host(xp.sum(xp.abs(xp.astype(X, wide)) ** 2, axis=0)).real
+            factor *= out.factor
+            return compute(M.scaled(factor), factor), factor
 
 
 def check_rank(k, M, caller, name="k"):

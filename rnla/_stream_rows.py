@@ -12,9 +12,10 @@ from rnla._backend import adjoint, check_finite, eps_of, from_host, host_svd, to
 from rnla._errors import AccuracyWarning
 from rnla._matrix import as_matrix
 from rnla._matrix_views import spans, wide_dtype
-from rnla._orth import like, orth, random_complement
-from rnla._rangefinder import SAFE, column_squares, thin_svd, warn
+from rnla._orth import orth, random_complement
+from rnla._rangefinder import SAFE, thin_svd, warn
 from rnla._sketch import test_matrix
+from rnla._tall import column_squares, like
 
 BLOCK_ENTRIES = 2**22  # of the sketch worked on together at the end: 32 MB in double precision
 
@@ -71,25 +72,25 @@ class RowSketch:
         """Number of vectors multiplied by A and by its adjoint."""
         return 2 * self.plan.width + self.plan.error_sketch
 
-    def add(self, M, start, caller):
-        """Add rows, the first of them in row `start`; nothing changes if they are refused."""
+    def add(self, M, start, caller, name="block"):
+        """Add rows, the first of them in row `start`; nothing changes if they are refused, in an error about `name`."""
         seen = self._joined([(start, start + M.shape[0])], caller)
         width, W = self.plan.width, self._test_columns()
         H, scale, top = None, self.scale, self.top
         for offset, B in pieces(M, caller):
             Y = B.matmat(W)
-            check_finite(Y, caller, "block")
+            check_finite(Y, caller, name)
             largest = float(M.xp.max(M.xp.abs(Y)))
             scale, before = self._fitting(scale, top, largest), scale
             top = max(top, largest)
             # Two factors, so that neither the argument nor the product leaves the range of the dtype.
             part = B.rmatmat(Y[:, :width] * scale if scale != 1 else Y[:, :width])
             part = M.xp.astype(part, self.H.dtype, copy=False) * scale
-            check_finite(part, caller, "block")
-            H = part if H is None else H * (scale / before) ** 2 + part
+            check_finite(part, caller, name)
+            H = part if H is None else _rescaled(H, scale / before) + part
             self.store.put(start + offset, Y)  # rows count only once `seen` says so
         if scale != self.scale:
-            self.H = self.H * (scale / self.scale) ** 2
+            self.H = _rescaled(self.H, scale / self.scale)
         self.H += H
         self.scale, self.top, self.seen = scale, top, seen
 
@@ -99,7 +100,7 @@ class RowSketch:
         scale = min(self.scale, other.scale) if self.top and other.top else (self if self.top else other).scale
         for start, Y in other.blocks():
             self.store.put(start + shift, Y)
-        self.H = self.H * (scale / self.scale) ** 2 + other.H * (scale / other.scale) ** 2
+        self.H = _rescaled(self.H, scale / self.scale) + _rescaled(other.H, scale / other.scale)
         self.scale, self.top, self.seen = scale, max(self.top, other.top), seen
 
     def svd(self, k, rows, caller, folder):
@@ -235,6 +236,10 @@ class RowSketch:
             part = slice(start, start + Y.shape[0])
             U[part, :found] = U[part, :found] @ C
         return U
+
+
+def _rescaled(H, ratio):
+    return H * ratio * ratio  # the square of the ratio alone may leave the range of a float
 
 
 class MemoryRows:

@@ -8,9 +8,10 @@ from array_api_compat import array_namespace, device
 from rnla._backend import adjoint, check_finite, from_host, host_svd, to_host
 from rnla._matrix_views import spans, wide_dtype
 from rnla._orth import orth
-from rnla._rangefinder import SAFE, column_squares
+from rnla._rangefinder import SAFE
 from rnla._sketch import test_matrix
 from rnla._stream_rows import pieces
+from rnla._tall import column_squares
 
 BLOCK_ENTRIES = 2**22  # of a test matrix made at a time: 32 MB in double precision
 OMEGA, PSI, UPSILON, PHI, THETA = range(5)  # streams of the key

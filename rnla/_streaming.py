@@ -289,8 +289,10 @@ class StreamingSVD:
         AccuracyWarning
             If with ``rows`` the smallest singular values are too small to be resolved in one pass.
         """
-        caller, start = f"{NAME}.finalize", perf_counter()
-        k = self.k if k is None else k
+        return self._result(self.k if k is None else k, f"{NAME}.finalize")
+
+    def _result(self, k, caller):
+        start = perf_counter()
         check_count(k, "k", caller)
         if self._state is None:
             raise ValueError(f"{caller}: update must be called before; got no rows.")
@@ -419,10 +421,10 @@ class StreamingSVD:
                 f"{wanted[1]} {wanted[2]}; got {xp.__name__} {dtype} {where}."
             )
 
-    def _add(self, M, start, caller, **factors):
+    def _add(self, M, start, caller, **options):
         state = self._state or self._new_state((M.xp, M.dtype, M.device))
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # every product is checked
-            state.add(M, start, caller, **factors)
+            state.add(M, start, caller, **options)
         self._state = state
 
     def _new_state(self, place):

@@ -5,12 +5,12 @@ from functools import partial
 import numpy as np
 
 from rnla._backend import adjoint, check_finite, eps_of, from_host, host_svd, is_meta, key_from_rng, real_dtype, to_host
+from rnla._checkpoint import Checkpoint, fingerprint
 from rnla._krylov import TestColumns, Triplets, short_side, two_sided
 from rnla._lowrank import SVDInfo, SVDResult
 from rnla._matrix import as_matrix
-from rnla._matrix_views import spans
 from rnla._onepass import generalized_nystrom, row_stream
-from rnla._orth import like, orth, orth_factors, random_complement, times_small
+from rnla._orth import orth, orth_factors, random_complement
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     KINDS,
@@ -26,7 +26,7 @@ from rnla._rangefinder import (
     thin_svd,
     warn_not_converged,
 )
-from rnla._sketch import test_matrix
+from rnla._tall import in_chunks, joined, part, pivots, scale_columns, test_columns, times, times_small
 
 METHODS = ("auto", "dense", "qr", "rsi", "krylov", "gram", "rowstream", "gnystrom")
 
@@ -38,16 +38,15 @@ QR_ASPECT = 3  # from this ratio of the sides, LAPACK runs on the triangular fac
 QR_WIDTH = 6  # an exact SVD by QR beats an iteration where the short side is at most this many blocks
 WIDE_BLOCK = 96  # blocks of k + n_oversamples columns up to this width
 SMALL_ENTRIES = 2**20  # up to this many entries a matrix that is not dense may be made so
-IN_BLOCKS = ("dense", "file", "dask")  # kinds whose products cost the same for one column and for many
+IN_BLOCKS = ("dense", "file", "dask", "stream")  # kinds whose products cost the same for one column and for many
 MAX_PASSES = 40  # default bound, for blocks of k + n_oversamples columns
 TIGHT = 1e-5  # up to this tolerance blocks are halved
-FLIP_ENTRIES = 2**16  # entries of U looked at together for the largest: they stay in the cache
 CHEAP_BLOCKS = (8, 32)  # narrowest and widest block where products are cheap beside the orthogonalisation
 
 
 def svd(A, k=None, *, rtol=None, atol=None, tol=1e-2, method="auto", n_oversamples=10, n_iter=2, block_size=None,
         max_basis=None, max_passes=None, compute_uv=True, center=False, flip_sign=True, verify="auto",
-        sketch="gaussian", rng=None, callback=None, progress=False):  # fmt: skip
+        sketch="gaussian", rng=None, callback=None, progress=False, block_bytes=None, checkpoint=None):  # fmt: skip
     """Compute the leading `k` singular triplets of `A`, or as many as a precision needs.
 
     By default a block Krylov iteration runs until the residual of every triplet is below `tol` times its singular
@@ -98,19 +97,29 @@ def svd(A, k=None, *, rtol=None, atol=None, tol=1e-2, method="auto", n_oversampl
         `tol`. Raising StopIteration ends the iteration with what it has.
     progress : bool
         Show a progress bar (extra ``viz``).
+    block_bytes : int, optional
+        The most bytes that one block read from a file holds, 64 MiB by default, though at least one chunk; two blocks
+        are in memory at a time. Ignored where `A` is no file.
+    checkpoint : path, optional
+        A file for the state of method ``gram``, replaced after every pass and removed at the end. If it exists, the
+        run that was interrupted goes on, with the same arguments (`rng` may be None), to the same result bit for bit.
 
     Returns
     -------
     SVDResult
         ``U`` (m, k), ``S`` (k,) non-increasing, ``Vh`` (k, n); library, device and dtype of `A`. The array ``S`` alone
-        with ``compute_uv=False``.
+        with ``compute_uv=False``. Of a dask array, the factor along the side that is cut into chunks, or the longer
+        one if both are, is a dask array whose blocks stay with the workers: ``U`` of a tall array.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or `A` is not two-dimensional, empty or not finite.
+        If an argument is out of range, or `A` is not two-dimensional, empty or not finite, or `checkpoint` is damaged
+        or that of another run.
     TypeError
         If `A` or another argument is of an unsupported kind or dtype.
+    OSError
+        If a block of a file cannot be read.
 
     Warns
     -----
@@ -124,6 +133,12 @@ def svd(A, k=None, *, rtol=None, atol=None, tol=1e-2, method="auto", n_oversampl
     Passes over `A`: two for every block, and one at the end for sparse matrices and files; one for every block of a
     file or dask array whose rows can be multiplied in one read. Memory: ``max_basis`` columns of the short side, and of
     the long side for dense `A`. Flops beyond the products: about ``4 n c**2`` for a basis of c columns of length n.
+
+    Dask arrays: a product is one graph with a task per block, on the scheduler that is active; in the memory of the
+    caller are `max_basis` columns of the side that is not kept with the workers, and theirs holds that many of the
+    other for ``krylov`` and the precision runs, ``k + n_oversamples`` elsewhere. `A` is read in one go as above if a
+    row (column) of blocks has up to 256 MiB or is one block. ``dense`` brings `A` into memory, as ``auto`` does below
+    two million entries.
 
     References
     ----------
@@ -141,6 +156,7 @@ def svd(A, k=None, *, rtol=None, atol=None, tol=1e-2, method="auto", n_oversampl
         A, k, "rnla.svd", rtol=rtol, atol=atol, tol=tol, method=method, n_oversamples=n_oversamples, n_iter=n_iter,
         block_size=block_size, max_basis=max_basis, max_passes=max_passes, compute_uv=compute_uv, center=center,
         flip_sign=flip_sign, verify=verify, sketch=sketch, rng=rng, callback=callback, progress=progress,
+        block_bytes=block_bytes, checkpoint=checkpoint,
     )  # fmt: skip
 
 
@@ -178,18 +194,23 @@ def svd_as(caller, A, k, **options):
     return _svd(A, k, caller, **{**known, **options})
 
 
-def _svd(A, k, caller, *, rng, callback, progress, center, **options):
-    M = as_matrix(A, caller)
+def _svd(A, k, caller, *, rng, callback, progress, center, block_bytes, checkpoint, **options):
+    M = as_matrix(A, caller, block_bytes=block_bytes).spread()
     _check_options(M, k, caller, **options)
-    key = key_from_rng(rng, caller)
-    monitor = Monitor(callback, progress, caller)
+    key, saved = key_from_rng(rng, caller), None
+    if checkpoint is not None:
+        saved = _opened(checkpoint, M, k, center, caller, seed=None if rng is None else key, **options)
+        key = saved.seed = key if saved.seed is None else saved.seed
+    monitor = Monitor(callback, progress, caller, M)
     passes, matvecs = M.counter.passes, M.counter.matvecs
     try:
         if center:
             with np.errstate(over="ignore", invalid="ignore"):  # of a mean that is not finite: found in the products
-                M = M.centered(M.col_mean())
+                M = M.centered(M.col_mean() if saved is None else saved.once("mean", M.col_mean, M))
         (method, found, error), factor = in_range(
-            lambda M, factor: _compute(M, k, factor, key, monitor, caller, **options), M
+            lambda M, factor: _compute(M, k, factor, key, monitor, caller, saved, **options),
+            M,
+            1.0 if saved is None else saved.factor,
         )
     finally:
         monitor.close()
@@ -198,6 +219,9 @@ def _svd(A, k, caller, *, rng, callback, progress, center, **options):
     if is_meta(U):
         return SVDResult(U, S, adjoint(V)) if options["compute_uv"] else S
     message = "converged" if found.converged else "ended by the callback" if monitor.stopped else found.message
+    if saved is not None:
+        message += saved.said
+        saved.remove()
     if not found.converged and not monitor.stopped:
         warn_not_converged(caller, message)
     info = SVDInfo(
@@ -208,14 +232,17 @@ def _svd(A, k, caller, *, rng, callback, progress, center, **options):
     S = from_host(S, M.xp, real_dtype(M.xp, M.dtype), M.device)
     if not options["compute_uv"]:
         return S
+    U, V = (in_chunks(X, M, axis) for axis, X in enumerate((U, V)))
     if options["flip_sign"]:
         U, V = flipped(U, V)
     return SVDResult(U, S, adjoint(V), info)
 
 
-def _compute(M, k, factor, key, monitor, caller, *, rtol, atol, method, n_oversamples, n_iter, max_passes, sketch,
-             compute_uv, flip_sign, **krylov):  # fmt: skip
+def _compute(M, k, factor, key, monitor, caller, saved, *, rtol, atol, method, n_oversamples, n_iter, max_passes,
+             sketch, compute_uv, flip_sign, **krylov):  # fmt: skip
     """Run one method; return its name, its triplets and an estimate of the relative error."""
+    if saved is not None:
+        saved.begin(M.counter, factor)
     limit = M.counter.passes + max_passes if max_passes else np.inf
     if rtol is not None or atol is not None:
         U, s, V, met, error = adaptive_qb(
@@ -233,21 +260,38 @@ def _compute(M, k, factor, key, monitor, caller, *, rtol, atol, method, n_oversa
     if method == "rsi":
         Q = power_range(M, count, n_iter, sketch, key, caller)
         V, s, Zh = thin_svd(M.rmatmat(Q))
-        found = _direct(Q @ adjoint(Zh), s, V, k, count)
+        found = _direct(times(Q, adjoint(Zh)), s, V, k, count)
     elif method in ("rowstream", "gnystrom"):
         one_pass = row_stream if method == "rowstream" else generalized_nystrom
         U, s, V, total = one_pass(M, k, n_oversamples, sketch, key, caller)
         found = _completed(_direct(U, s, V, k, count), M, k, key)
-        return method, found, None if total is None else _relative_error(M, found.s, total)
+        return method, found, None if total is None else relative_error(M, found.s, total)
     else:
         method, found = _iterate(
-            M, k, key, monitor, caller, method, n_oversamples, max_passes, sketch, compute_uv, **krylov
+            M, k, key, monitor, caller, method, n_oversamples, max_passes, sketch, compute_uv, saved, **krylov
         )
     found = _completed(found, M, k, key)
     # The norm of A is one more pass, and costs little beside the method where A is in memory.
     affordable = M.kind in ("dense", "sparse") and not is_meta(found.V) and M.counter.passes < limit
     total = M.fro_norm_sq() if affordable else None
-    return method, found, None if total is None else _relative_error(M, found.s, total)
+    return method, found, None if total is None else relative_error(M, found.s, total)
+
+
+def _opened(path, M, k, center, caller, *, seed, rtol, atol, method, compute_uv, flip_sign, n_iter, **same):
+    """Return the checkpoint of a run that can have one."""
+    if rtol is not None or atol is not None:
+        raise ValueError(f"{caller}: checkpoint must be None where rtol or atol sets the rank; got {path!r}.")
+    chosen = _choose(M, k, same["n_oversamples"], same["max_passes"]) if method == "auto" else method
+    if chosen != "gram":
+        choice = ", the choice of 'auto' for this A" if method == "auto" else ""
+        raise ValueError(f"{caller}: checkpoint must be None but for method 'gram'; got method {chosen!r}{choice}.")
+    settings = {
+        "shape": M.shape, "dtype": str(M.dtype), "kind": M.kind, "k": k, "center": bool(center), **same, "seed": seed,
+        "products in one read, by rows and by columns (as block_bytes and chunks allow)":
+            (M.one_pass_gram, M.H.one_pass_gram),
+        "fingerprint": fingerprint(M),
+    }  # fmt: skip
+    return Checkpoint(path, settings, caller)
 
 
 def _choose(M, k, n_oversamples, max_passes):
@@ -266,9 +310,15 @@ def _choose(M, k, n_oversamples, max_passes):
 
 
 def _exact(M, k, method, caller):
-    X = M.to_dense()
+    if method == "qr" and M.far == 1 and M.shape[0] <= M.shape[1]:
+        found, error = _exact(M.H, k, method, caller)
+        return found._replace(U=found.V, V=found.U), error
+    if method == "qr" and M.far == 0 and M.shape[0] >= M.shape[1]:  # A itself, one chunk wide
+        X = M.matmat(M.xp.eye(M.shape[1], dtype=M.dtype, device=M.device))
+    else:
+        X = M.to_dense()
     M.counter.passes += M.array is not None  # otherwise counted by what formed X
-    check_finite(X, caller, "A")
+    check_finite(X, caller, "A", M)
     if method == "qr":
         check_range(M, None, X, caller)
         U, s, Vh = thin_svd(X)
@@ -280,7 +330,7 @@ def _exact(M, k, method, caller):
     s = to_host(s)
     squares = (s / max(s[0], np.finfo(s.dtype).tiny)) ** 2
     error = float(np.sqrt(squares[k:].sum() / squares.sum())) if s[0] > 0 else 0.0
-    U, V = (M.xp.asarray(part[:, :k], copy=True) for part in (U, V))  # a view would keep all columns in memory
+    U, V = (part(X, k) for X in (U, V))  # a view would keep all columns in memory
     return Triplets(U, s[:k], V, np.zeros(k), True, 0, min(M.shape)), error
 
 
@@ -298,10 +348,10 @@ def _direct(U, s, V, k, block):
     return Triplets(U[:, :k], s, V[:, :k], None, True, 0, block)
 
 
-def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sketch, compute_uv, *, tol, block_size,
-             max_basis, verify):  # fmt: skip
+def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sketch, compute_uv, saved, *, tol,
+             block_size, max_basis, verify):  # fmt: skip
     """Run the Krylov methods on the short side, or on the side on which one read gives ``A^H (A X)``."""
-    swap = M.shape[0] < M.shape[1] and (M.H.one_pass_gram or not M.one_pass_gram)
+    swap = M.shape[0] < M.shape[1] and (M.H.one_pass_gram or not M.one_pass_gram) if M.far is None else M.far == 1
     W = M.H if swap else M
     side = W.shape[1]
     block = min(block_size or _block(M.kind, k, k + n_oversamples, tol), side)
@@ -317,7 +367,9 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
     if method == "gram":
         # Elsewhere one more pass at the end costs less than the memory, if there is one left.
         images = M.kind in ("dense", "operator") or (max_passes < 3 and not W.one_pass_gram)
-        found = short_side(W, k, block=block, max_basis=basis, max_passes=max_passes, keep_images=images, **limits)
+        found = short_side(
+            W, k, block=block, max_basis=basis, max_passes=max_passes, keep_images=images, saved=saved, **limits
+        )
         if found.squared_away and not monitor.stopped:
             left = budget - W.counter.passes
             if not found.converged:
@@ -326,7 +378,7 @@ def _iterate(M, k, key, monitor, caller, method, n_oversamples, max_passes, sket
                 found = found._replace(converged=False, message="small singular values not resolved")
             else:
                 method = "gram+krylov"
-                start = W.xp.concat([found.V, limits["fresh"](min(n_oversamples + 1, side))], axis=1)[:, :side]
+                start = joined(found.V, limits["fresh"](min(n_oversamples + 1, side)))[:, :side]
                 found = two_sided(W, k, orth(start)[0], max_basis=basis, max_passes=left, **limits)
         if found.U is None and (compute_uv or found.noise > np.sqrt(eps_of(W.xp, W.dtype))):
             found = _with_left(W, found)
@@ -341,7 +393,7 @@ def _with_left(M, found):
     """Form the left vectors by one more pass; with it the values lose no digits to squaring."""
     U, W, R = orth_factors(M.matmat(found.V), overwrite=True)
     X, s, Zh = host_svd(R)
-    U, V = times_small(U, W @ X, overwrite=True), found.V @ like(Zh.conj().T, U)
+    U, V = times_small(U, W @ X, overwrite=True), times(found.V, Zh.conj().T)
     # The new vectors mix old ones: within a cluster, where residuals are small by luck, arbitrarily.
     return found._replace(U=U, s=s, V=V, residuals=np.abs(Zh) @ found.residuals)
 
@@ -365,10 +417,10 @@ def _completed(found, M, k, key):
     if missing <= 0:
         return found
     parts = []
-    for X, rows, stream in ((found.U, M.shape[0], 1), (found.V, M.shape[1], 2)):
+    for X, axis in ((found.U, 0), (found.V, 1)):
         if X is not None:
-            draw = partial(test_matrix, "gaussian", key, rows, stream=stream, xp=M.xp, device=M.device, dtype=M.dtype)
-            X = M.xp.concat([X, random_complement(X, draw, missing)], axis=1)
+            draw = partial(test_columns, M, axis, "gaussian", key, stream=axis + 1)
+            X = joined(X, random_complement(X, draw, missing))
         parts.append(X)
     padding = np.zeros(missing)
     unknown = padding if found.converged else padding + np.inf  # zeros may stand in for triplets not found yet
@@ -376,7 +428,7 @@ def _completed(found, M, k, key):
     return found._replace(U=parts[0], V=parts[1], s=np.concatenate([found.s, padding]), residuals=residuals)
 
 
-def _relative_error(M, s, total):
+def relative_error(M, s, total):
     """Return ``||A - U S Vh||_F / ||A||_F`` of a projection, from ``||A||_F**2``."""
     # A difference of squares says nothing below its own rounding: then the error is known to be smaller than that.
     floor = TRUSTED * eps_of(M.xp, M.dtype)
@@ -385,29 +437,15 @@ def _relative_error(M, s, total):
 
 def flipped(U, V):
     """Turn every pair of vectors so that the entry of U of largest modulus is real and positive."""
-    from array_api_compat import array_namespace, is_numpy_array
-
-    xp = array_namespace(U)
     if not U.shape[1]:
         return U, V
-    # Blocks of rows: temporaries the size of U would cost more than the arithmetic.
-    step = max(FLIP_ENTRIES // U.shape[1], 1) if is_numpy_array(U) else U.shape[0]
-    blocks = spans(U.shape[0], step)
-    largest = np.stack([to_host(xp.max(xp.abs(U[rows, :]), axis=0)) for rows in blocks])
-    # Entries within 1e-6 of the largest count as equal, and the first is taken: rounding must not choose.
-    enough = largest.max(axis=0) * (1 - 1e-6)
-    pivot = np.empty(U.shape[1], np.complex128)
-    for column, block in enumerate(np.argmax(largest >= enough, axis=0)):
-        entries = to_host(U[blocks[block], column])
-        pivot[column] = entries[np.argmax(np.abs(entries) >= enough[column])]
+    pivot = pivots(U)
     modulus = np.abs(pivot)
     unit = np.where(modulus > 0, pivot / np.where(modulus > 0, modulus, 1.0), 1.0)
-    unit = unit.conj() if xp.isdtype(U.dtype, "complex floating") else unit.real
     if (unit == 1.0).all():
         return U, V
-    U *= like(unit, U)
-    V *= like(unit, V)
-    return U, V
+    unit = unit.conj()
+    return scale_columns(U, unit), scale_columns(V, unit)
 
 
 def _check_options(M, k, caller, *, rtol, atol, tol, method, n_oversamples, n_iter, block_size, max_basis, max_passes,

@@ -10,7 +10,9 @@ import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -18,9 +20,12 @@ from pathlib import Path
 import numpy as np
 
 import rnla
+from rnla._checkpoint import counted, saved_passes
 
 METHODS = ("auto", "dense", "qr", "rsi", "krylov", "gram", "rowstream", "gnystrom")
 PICTURE_ENDINGS = (".png", ".pdf", ".svg", ".jpg")
+UNITS = {"": 1, "b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}
+UNITS |= {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
 
 
 def main(argv=None):
@@ -50,11 +55,13 @@ def main(argv=None):
     try:
         return args.run(args)
     except KeyboardInterrupt:
-        message = "interrupted"
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        message = f"interrupted{_way_on(args)}"
+    except OSError as error:
+        message = f"{str(error) or type(error).__name__}{_way_on(args)}"
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         message = str(error) or type(error).__name__
     except MemoryError as error:
-        message = f"out of memory: {error}"
+        message = f"out of memory: {error}{_way_on(args)}"
     _complain(args, re.sub(r"^rnla[\w.]*: ", "", message))
     return 1
 
@@ -71,7 +78,7 @@ def _parser():
         description="Compute the leading singular values and vectors of the matrix in a file and write U, S and Vh.",
         epilog="Exit code: 0 done, 1 failed or not converged, 2 wrong command line.",
     )
-    svd.add_argument("file", metavar="FILE", type=Path, help=".npy .npz .mtx .mtx.gz .h5 .zarr or an image")
+    svd.add_argument("file", metavar="FILE", help=".npy .npz .mtx .mtx.gz .h5 .zarr or an image; URL of a .zarr or .h5")
     svd.add_argument("-k", type=_positive_integer, help="rank; with --rtol: the largest rank")
     svd.add_argument("--rtol", type=_precision, help="stop at this relative Frobenius error instead of a given rank")
     svd.add_argument("--tol", type=_precision, default=1e-2, help="relative residual of each triplet (default 1e-2)")
@@ -80,6 +87,15 @@ def _parser():
     svd.add_argument("--max-passes", type=_positive_integer, help="limit on how often the matrix is read")
     svd.add_argument("--seed", type=_seed, help="makes the result repeatable")
     svd.add_argument("--key", help="name of the matrix in a .npz, .h5 or .zarr file that holds several")
+    svd.add_argument(
+        "--block-bytes", type=_size, metavar="SIZE", help="most to read of a file at a time: 64MB, 1GiB (default 64MiB)"
+    )
+    svd.add_argument(
+        "--checkpoint", type=Path, metavar="STATE", help="keep the state in this file; go on from it if it is there"
+    )
+    svd.add_argument(
+        "--scheduler", metavar="ADDRESS", help="run on a dask cluster, tcp://host:port, whose workers see FILE, too"
+    )
     svd.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="write the arrays U, S and Vh to this file")
     svd.add_argument("--plot", type=Path, metavar="PICTURE", help="draw the singular values into this file")
     svd.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -102,13 +118,14 @@ def _svd(args):
     _check_svd_arguments(args)
     figure = _new_figure(6.4, 4.8) if args.plot else None
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, _cluster(args), _termination(args):
         warnings.simplefilter("always")
-        A = rnla.datasets.load_matrix(args.file, key=args.key)
+        A = _load(args)
         result = _compute(args, A)
-    if args.output:
-        with replacing(args.output) as file:
-            np.savez(file, U=result.U, S=result.S, Vh=result.Vh)
+        if args.output:
+            U, S, Vh = (np.asarray(part) for part in result)  # a cluster still holds its U
+            with replacing(args.output) as file:
+                np.savez(file, U=U, S=S, Vh=Vh)
     if figure is not None:
         _draw_scree(result, figure, args.plot)
     _report(args, A, result)
@@ -122,11 +139,23 @@ def _svd(args):
     return 0
 
 
+def _load(args):
+    """Open the file, in blocks where the command line says how large they are."""
+    if args.scheduler:
+        from rnla._dask_file import dask_matrix
+
+        return dask_matrix(args.file, key=args.key, block_bytes=args.block_bytes, caller="rnla.cli")
+    size = {} if args.block_bytes is None else {"map_from": args.block_bytes}
+    return rnla.datasets.load_matrix(args.file, key=args.key, **size)
+
+
 def _compute(args, A):
     """Call ``rnla.svd`` with what the command line says."""
-    options = {} if args.max_passes is None else {"max_passes": args.max_passes}
-    if args.rtol is not None:
-        options["rtol"] = args.rtol
+    given = {name: getattr(args, name) for name in ("max_passes", "rtol", "block_bytes", "checkpoint")}
+    options = {name: value for name, value in given.items() if value is not None}
+    passes = saved_passes(args.checkpoint) if args.checkpoint else None
+    if passes and not args.quiet:
+        print(f"rnla svd: resuming from {args.checkpoint} after {counted(passes, 'pass')}", file=sys.stderr)
     return rnla.svd(
         A,
         args.k,
@@ -148,12 +177,47 @@ def _check_svd_arguments(args):
         args.parser.error(f"argument -o: the file must end in .npz; got {args.output}")
     if args.json and args.quiet:
         args.parser.error("argument --quiet: not allowed with argument --json")
-    for path in filter(None, (args.output, args.plot)):
-        if path.resolve() == args.file.resolve():
-            args.parser.error(f"the result would overwrite the input {args.file}")
+    written = list(filter(None, (args.output, args.plot, args.checkpoint)))
+    for path in written:
+        if path.resolve() == Path(args.file.removeprefix("file://")).resolve():
+            args.parser.error(f"{path} would overwrite the input {args.file}")
         _check_folder(args, path)
+    if len({path.resolve() for path in written}) < len(written):
+        args.parser.error("arguments -o, --plot and --checkpoint: must be different files")
     if args.plot:
         _check_picture(args, args.plot)
+
+
+def _cluster(args):
+    if not args.scheduler:
+        return contextlib.nullcontext()
+    from rnla._dask_file import cluster
+
+    return cluster(args.scheduler)
+
+
+@contextlib.contextmanager
+def _termination(args):
+    """Treat a request to terminate like Ctrl-C where there is a state to speak of."""
+    if not args.checkpoint or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _way_on(args):
+    """Say where the state of an interrupted run is, if it has one."""
+    checkpoint = getattr(args, "checkpoint", None)
+    if checkpoint is None:
+        return ""
+    passes = saved_passes(checkpoint)
+    if passes is None:
+        return f"; there is no state in {checkpoint}"
+    return f"; the state after {counted(passes, 'pass')} is in {checkpoint}: the same command goes on from there"
 
 
 def _check_picture(args, path):
@@ -281,6 +345,14 @@ def _positive_integer(text):
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1; got {text}")
+    return value
+
+
+def _size(text):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    value = int(float(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of bytes such as 64MB or 1GiB; got {text}")
     return value
 
 

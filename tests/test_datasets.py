@@ -195,6 +195,8 @@ def test_sparse_files_stay_sparse(tmp_path, name, A):
 def test_large_npy_is_mapped_and_a_small_one_is_read(tmp_path, A, monkeypatch):
     path = write(tmp_path, "A.npy", A)
     assert type(rnla.datasets.load_matrix(path)) is np.ndarray
+    assert type(rnla.datasets.load_matrix(path, map_from=A.nbytes)) is np.memmap
+    assert type(rnla.datasets.load_matrix(path, map_from=A.nbytes + 1)) is np.ndarray
     monkeypatch.setattr(_files, "MEMORY_MAP_FROM", A.nbytes)
     assert type(rnla.datasets.load_matrix(path)) is np.memmap
 

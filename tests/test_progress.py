@@ -1,12 +1,14 @@
 """Records, callbacks and bars follow an iteration without changing it."""
 
 import builtins
+import re
 import sys
 
 import numpy as np
 import pytest
 
 import rnla
+from rnla._matrix_blocks import Blocked
 from rnla._progress import Monitor, Record
 from rnla.testing import CountingOperator, CountingRows, assert_orthonormal, matrix_with_spectrum, spectrum
 
@@ -106,6 +108,40 @@ def test_the_bar_goes_to_standard_error_and_is_removed(call, capsys):
     assert shown.err.rstrip(" ").endswith("\r")  # the line is wiped
     quiet = CALLS[call](A)
     assert all(np.array_equal(x, y) for x, y in zip(result, quiet, strict=True))
+
+
+FILE_CALLS = {
+    "rnla.svd": lambda M: rnla.svd(M, 10, method="gram", tol=1e-5, rng=0, progress=True),
+    "rnla.qb": lambda M: rnla.qb(M, rtol=0.3, rng=0, progress=True),
+    "rnla.eigh": lambda M: rnla.eigh(M, 5, method="krylov", rng=0, progress=True),
+    "rnla.nystrom": lambda M: rnla.nystrom(M, 20, n_iter=2, rng=0, progress=True),
+    "rnla.pca": lambda M: rnla.pca(M, 5, method="gram", rng=0, progress=True),
+    "rnla.lstsq": lambda M: rnla.lstsq(M, np.ones(len(A)), method="spir", rng=0, progress=True),
+}
+
+
+@pytest.mark.parametrize("name", FILE_CALLS)
+def test_the_bar_of_a_file_fills_once_a_pass(name, capsys, monkeypatch):
+    square = name in ("rnla.eigh", "rnla.nystrom")
+    rows = CountingRows(A.T @ A if square else A, 16)
+    size = rows.shape[0] * rows.shape[1] * 8
+    hooks = []
+    init = Blocked.__init__
+
+    def note(self, *args, **options):
+        init(self, *args, **options)
+        hooks.append(self.after_block)
+
+    monkeypatch.setattr(Blocked, "__init__", note)
+    FILE_CALLS[name](rows)
+    shown = capsys.readouterr().err
+    numbers = [int(number) for number in re.findall(rf"{re.escape(name)} pass (\d+)", shown)]
+    assert max(numbers) >= 2
+    assert set(numbers) == set(range(1, max(numbers) + 1))
+    assert f"/{size / 1000:.0f}k" in shown  # of 144 or 115.2 kB
+    assert "blocks" not in shown
+    assert hooks
+    assert not any(hooks)  # nothing is told once the bar is gone
 
 
 def test_without_a_bar_nothing_is_written(capsys):

@@ -267,6 +267,62 @@ def test_merged_streams_are_one_stream(mode, problem, data):
     assert np.abs(final(merged).S - whole.S).max() <= lost(problem)
 
 
+def state_of(stream):
+    arrays, numbers = stream._state.arrays()
+    return {name: np.asarray(X) for name, X in arrays.items()}, numbers
+
+
+def same_bits(one, other):
+    (arrays, numbers), (expected, others) = state_of(one), state_of(other)
+    return numbers == others and all(np.array_equal(arrays[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(dtype=st.sampled_from(["float32", "float64"]), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_merged_states_are_the_state_of_the_union_bit_by_bit_where_sums_are_exact(mode, dtype, seed, data):
+    m, n = data.draw(st.integers(3, 60)), data.draw(st.integers(1, 30))
+    # Small integers times signs: every sum is an integer below 2**24, which float32 holds.
+    A = np.random.default_rng(seed).integers(-3, 4, (m, n)).astype(dtype)
+    options = {"mode": mode, "n_rows": m, "sketch": "rademacher", "error_sketch": 0, "rng": seed}
+    edges = [0, *sorted(data.draw(st.sets(st.integers(1, m - 1), min_size=1, max_size=4))), m]
+
+    def merged():
+        first, *rest = data.draw(st.permutations(list(pairwise(edges))))
+        total = StreamingSVD(n, 1, **options).update(A[slice(*first)], first[0])
+        for a, b in rest:
+            total.merge(StreamingSVD(n, 1, **options).update(A[a:b], a))
+        return total
+
+    whole = StreamingSVD(n, 1, **options).update(A)
+    for total in (merged(), merged()):
+        assert same_bits(total, whole)
+        assert all(np.array_equal(X, Y) for X, Y in zip(final(total), final(whole), strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(problem=problems(sides=(3, 50)), data=st.data())
+def test_merging_is_commutative_and_associative_to_rounding(mode, problem, data):
+    A, sigma, k, seed = problem
+    m, n = A.shape
+    one, two = sorted(data.draw(st.sets(st.integers(1, m - 1), min_size=2, max_size=2)))
+    options = {"mode": mode, "n_rows": m, "rng": seed}
+
+    def part(a, b):
+        return StreamingSVD(n, k, **options).update(A[a:b], a)
+
+    x, y, z = (0, one), (one, two), (two, m)
+    left = part(*x).merge(part(*y)).merge(part(*z))
+    right = part(*x).merge(part(*y).merge(part(*z)))
+    assert same_bits(part(*x).merge(part(*y)), part(*y).merge(part(*x)))
+    (arrays, _), (others, _) = state_of(left), state_of(right)
+    for name, X in arrays.items():
+        # Every entry is a sum of three, the same three.
+        allowed = 10 * np.finfo(X.dtype).eps * max(np.abs(X).max(initial=0.0), problem.rounding)
+        if name in ("H", "Z"):  # where A is nearly lost beside what cancels, relative to what was added
+            allowed += 10 * np.finfo(X.dtype).eps * (sigma[0] + sigma[0] ** 2) * 10 * (m + n)
+        assert np.abs(X - others[name]).max(initial=0.0) <= allowed
+
+
 def test_merging_places_rows_where_it_is_told():
     A = matrix_with_spectrum(50, 20, spectrum("poly1", 20), rng=0)
     whole = stream_of(A, 4, rng=0)
@@ -571,6 +627,7 @@ def test_hilbert(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("dtype", "scale"), [
     ("float64", 1e150), ("float64", 1e-150), ("complex128", 1e150), ("float32", 1e30), ("float32", 1e-30),
+    ("float64", 1e170), ("float64", 1e-170),
 ])  # fmt: skip
 def test_extreme_scales(mode, dtype, scale):
     A = matrix_with_spectrum(90, 70, spectrum("poly1", 70), rng=0)

@@ -303,3 +303,13 @@ def test_divide_and_conquer_that_does_not_converge_is_replaced(monkeypatch, driv
     result = rnla.svd(A, 5, method=driver, rng=0)
     assert np.abs(result.S - expected.S).max() <= rounding(A, 1.0)
     assert np.abs(result.to_dense() - expected.to_dense()).max() <= rounding(A, 10.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_copies_that_come_in_last_are_waited_for(seed):
+    # Found by the verification, a missed copy is small in the projected matrix at first and large in its last product.
+    sigma = np.r_[np.full(7, 2.0), np.ones(9), 1 / np.arange(2, 586)]
+    A = matrix_with_spectrum(600, 600, sigma, rng=1)
+    result = rnla.svd(A, 20, method="gram", block_size=2, rng=2 * seed)
+    assert result.info.converged
+    assert np.abs(result.S - sigma[:20]).max() <= 1e-3

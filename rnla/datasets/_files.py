@@ -1,7 +1,9 @@
 """Open a matrix in a file of the user without ever unpickling and, where it is large, without reading it whole."""
 
+import errno
 import os
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -9,13 +11,13 @@ import numpy as np
 MEMORY_MAP_FROM = 2**30  # bytes
 
 
-def load_matrix(path, *, key=None):
+def load_matrix(path, *, key=None, map_from=None):
     """Open the matrix that a file holds; the kind of file is told by its ending.
 
     ==================================  ========================================================================
     ending                              result
     ==================================  ========================================================================
-    .npy                                array; memory-mapped from 1 GiB on
+    .npy                                array; memory-mapped from `map_from` bytes on
     .npz                                sparse array (written by ``scipy.sparse.save_npz``), or the one array in it
     .mtx, .mtx.gz (Matrix Market)       sparse array or array
     .h5, .hdf5                          ``h5py.Dataset``, which is read in blocks (extra ``io``)
@@ -26,12 +28,18 @@ def load_matrix(path, *, key=None):
 
     Pickled objects are never loaded: a file of unknown origin cannot run code.
 
+    HDF5 and Zarr are read from a URL, too, block by block as entries are needed: ``s3://bucket/A.zarr`` and whatever
+    else fsspec has a package for.
+
     Parameters
     ----------
     path : str or path-like
-        The file.
+        The file, or its URL.
     key : str, optional
         Name of the array in a .npz, .h5 or .zarr file; needed if there are several matrices in it.
+    map_from : int, optional
+        Bytes, 1 GiB by default, from which a .npy file is mapped and read in blocks: more methods work on a matrix in
+        memory.
 
     Returns
     -------
@@ -45,7 +53,7 @@ def load_matrix(path, *, key=None):
     ValueError
         If the file is damaged, of another kind than its ending says, or does not hold a numeric matrix.
     ImportError
-        If a package that reads this kind of file is not installed.
+        If a package that reads this kind of file, or this kind of URL, is not installed.
 
     Examples
     --------
@@ -57,19 +65,25 @@ def load_matrix(path, *, key=None):
     (3, 3)
     """
     caller = "rnla.datasets.load_matrix"
-    path = Path(path)
-    name = path.name.lower().removesuffix(".gz")
-    suffix = Path(name).suffix
-    if suffix not in _READERS or (path.suffix.lower() == ".gz" and suffix != ".mtx"):
+    path, remote = _place(path)
+    name = PurePosixPath(path).name.lower()
+    suffix = PurePosixPath(name.removesuffix(".gz")).suffix
+    if remote and suffix not in _REMOTE:
+        raise ValueError(f"{caller}: path as a URL must end in one of {', '.join(_REMOTE)}; got {path}.")
+    if suffix not in _READERS or (name.endswith(".gz") and suffix != ".mtx"):
         raise ValueError(f"{caller}: the ending of path must be one of {', '.join(_READERS)} or .mtx.gz; got {path}.")
     if key is not None and suffix not in (".npz", ".h5", ".hdf5", ".zarr"):
         raise ValueError(f"{caller}: key must be None for a {suffix} file, which holds one matrix; got {key!r}.")
-    os.stat(path)  # the same FileNotFoundError for every kind
+    if not remote:
+        os.stat(path)  # the same FileNotFoundError for every kind
+    read = partial(_read_npy, map_from=map_from) if suffix == ".npy" else (_REMOTE if remote else _READERS)[suffix]
     try:
-        A = _READERS[suffix](path, key)
+        A = read(path, key)
     except (ImportError, MemoryError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:
+        if remote and isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
         # Half a dozen parsers raise anything from EOFError to SyntaxError when they meet damaged bytes.
         raise ValueError(f"{caller}: cannot read a matrix from {path}: {str(error) or type(error).__name__}") from error
     if A.dtype.kind not in "biufc" or len(A.shape) != 2:
@@ -77,9 +91,22 @@ def load_matrix(path, *, key=None):
     return A
 
 
-def _read_npy(path, key):
+def _place(path):
+    """Return a local path, or a URL and True."""
+    text = os.fspath(path)
+    if not isinstance(text, str) or "://" not in text:
+        return Path(os.fsdecode(text)), False
+    if text.startswith("file://"):
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
+
+        return Path(url2pathname(urlsplit(text).path)), False
+    return text.rstrip("/"), True
+
+
+def _read_npy(path, key, map_from):
     A = np.lib.format.open_memmap(path, mode="r")  # refuses object dtype, and a file shorter than its header says
-    return A if A.nbytes >= MEMORY_MAP_FROM else np.array(A)
+    return A if A.nbytes >= (MEMORY_MAP_FROM if map_from is None else map_from) else np.array(A)
 
 
 def _read_npz(path, key):
@@ -116,13 +143,13 @@ def _read_mtx(path, key):
     return sparse.csr_array(A) if sparse.issparse(A) else A
 
 
-def _read_hdf5(path, key):
+def _read_hdf5(source, key):
     try:
         import h5py
     except ImportError as error:
         raise ImportError("an HDF5 file needs h5py: pip install 'rnla[io]'") from error
 
-    file = h5py.File(path, "r")  # stays open for as long as the dataset is referred to
+    file = h5py.File(source, "r")  # stays open for as long as the dataset is referred to
     matrices = []
 
     def visit(name, item):
@@ -133,13 +160,13 @@ def _read_hdf5(path, key):
     return file[_choose(matrices, key)]
 
 
-def _read_zarr(path, key):
+def _read_zarr(source, key):
     try:
         import zarr
     except ImportError as error:
         raise ImportError("a Zarr folder needs zarr: pip install 'rnla[io]'") from error
 
-    A = zarr.open(path, mode="r")
+    A = zarr.open(source, mode="r")
     if isinstance(A, zarr.Group):
         arrays = dict(A.members(max_depth=None))
         matrices = [name for name, a in arrays.items() if isinstance(a, zarr.Array) and a.ndim == 2]
@@ -151,6 +178,30 @@ def _read_zarr(path, key):
     if "pickle" in codecs.lower():  # numcodecs has a codec that unpickles each chunk
         raise ValueError("its chunks are pickled, and pickled objects are never loaded")
     return A
+
+
+def _read_hdf5_url(url, key):
+    return _read_hdf5(_remote(lambda fsspec: fsspec.open(url, "rb").open(), url), key)
+
+
+def _read_zarr_url(url, key):
+    def store(fsspec):
+        from zarr.storage import FsspecStore
+
+        return FsspecStore.from_url(url, read_only=True)
+
+    return _read_zarr(_remote(store, url), key)
+
+
+def _remote(opened, url):
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError(f"{url} needs fsspec: pip install 'rnla[io]'") from error
+    try:
+        return opened(fsspec)
+    except ImportError as error:  # fsspec has a package for each protocol, and names it
+        raise ImportError(f"{url} needs a package for its protocol, see fsspec: {error}") from error
 
 
 def _read_image(path, key):
@@ -167,6 +218,7 @@ def _read_image(path, key):
 
 _READERS = {".npy": _read_npy, ".npz": _read_npz, ".mtx": _read_mtx, ".h5": _read_hdf5, ".hdf5": _read_hdf5}
 _READERS |= {".zarr": _read_zarr}
+_REMOTE = {".zarr": _read_zarr_url, ".h5": _read_hdf5_url, ".hdf5": _read_hdf5_url}
 _READERS |= dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"), _read_image)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from rnla._backend import adjoint, eps_of, host_svd, to_host
 from rnla._estimate import square_norm
-from rnla._orth import eps_of_array, like, orth
+from rnla._orth import eps_of_array, orth
 from rnla._progress import Monitor
 from rnla._qr import pivoted_triangle
-from rnla._rangefinder import adaptive_qb, check_range, column_squares
+from rnla._rangefinder import adaptive_qb, check_range
 from rnla._sketch import test_matrix
+from rnla._tall import column_squares, like
 
 # What a rule for a subspace does to its basis V^H: adaptive randomized pivoting [1] draws columns by what is left of
 # their norm; DEIM is Gaussian elimination with partial pivoting of V, as expanding its recursion shows.

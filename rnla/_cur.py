@@ -22,12 +22,12 @@ from rnla._column_selection import (
 from rnla._interpolative import check_target, describe
 from rnla._lowrank import Factors, LowRank, SVDInfo
 from rnla._matrix import as_matrix
-from rnla._orth import like
 from rnla._progress import Monitor
 from rnla._rangefinder import TRUSTED, check_choice, check_count, check_range, in_range, warn_not_converged
 from rnla._sketch import test_matrix
 from rnla._submatrix import dense, index_array, take_columns, take_rows
 from rnla._svd import svd_as
+from rnla._tall import like
 
 METHODS = ("arp", "osinsky", "deim", "qdeim", "lupp", "cpqr", "leverage", "uniform")
 BY_SVD = ("arp", "osinsky", "deim", "qdeim", "leverage")  # choose from leading singular vectors

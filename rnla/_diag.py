@@ -4,7 +4,6 @@ import numpy as np
 
 from rnla._backend import adjoint, key_from_rng, to_host
 from rnla._matrix import as_matrix
-from rnla._orth import like
 from rnla._probing import (
     BLOCK,
     PILOT,
@@ -18,7 +17,8 @@ from rnla._probing import (
     real,
     square,
 )
-from rnla._rangefinder import check_choice, check_count, column_squares, in_range
+from rnla._rangefinder import check_choice, check_count, in_range
+from rnla._tall import column_squares, like
 
 METHODS = ("auto", "xdiag", "xnysdiag", "diagpp", "hutchinson")
 LEAST = {"xdiag": 2, "diagpp": 3}  # products that a method needs; one for the others

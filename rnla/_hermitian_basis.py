@@ -8,8 +8,9 @@ import numpy as np
 
 from rnla._backend import adjoint, check_finite, columns, eps_of, to_host
 from rnla._errors import NotPositiveDefiniteError
-from rnla._orth import like, orthonormal_block, random_complement
+from rnla._orth import orthonormal_block, random_complement
 from rnla._rangefinder import check_range
+from rnla._tall import like
 
 NOISE = 100.0  # a residual of this many rounding units of ||A|| is as small as it gets
 HERMITIAN = (1e-6, 3.0)  # x^H A y and its mirror image differ by less than this, or that times sqrt(eps), times ||A||
@@ -173,16 +174,16 @@ class HermitianBasis:
         self._done[first:last] = True
 
     def probe(self):
-        """Multiply a few random columns, and what A makes of them, while the others wait."""
+        """Multiply what waits and a few random columns, twice, then what A makes of these, while the others wait."""
         self.fill(self.waiting + PROBE_WIDTH)
-        # A copy that was missed may lie along the columns that wait, which rounding has turned towards it.
-        self._mix()
-        count = min(PROBE_WIDTH, self.waiting)
-        for _ in range(PROBE_PASSES):
+        # A copy that was missed may lie along the columns that wait, which rounding has turned towards it: while some
+        # of them waited, no column orthogonal to them could have all of it.
+        count = self.waiting
+        for step in range(PROBE_PASSES):
             before = self.size
             if count:
                 self.expand(count)
-            count = self.size - before
+            count = self.size - before if step == 0 else min(PROBE_WIDTH, self.size - before)
 
     def ritz(self, which):
         """Return the Ritz pairs of the columns that have been multiplied."""
@@ -226,17 +227,8 @@ class HermitianBasis:
         Z = self.H.matmat(X)
         if self.steps == 0:
             check_range(self.H, X, Z, self._caller)
-        check_finite(Z, self._caller, "A")
+        check_finite(Z, self._caller, "A", self.H)
         return Z if self.metric is None else self.metric.solve(Z)
-
-    def _mix(self):
-        """Rotate the columns that wait, the last ones, so that each has a part of all."""
-        first, last = self.multiplied, self.size
-        U = np.linalg.qr(np.random.default_rng(0).standard_normal((last - first, last - first)))[0]
-        for store in self._stores:
-            store[:, first:last] = store[:, first:last] @ like(U, store)
-        self._T[first:last, :first] = U.T @ self._T[first:last, :first]
-        self._T[:first, first:last] = self._T[first:last, :first].conj().T
 
     def _near(self, first):
         """Return the first column along which A times the last ones can have a part.

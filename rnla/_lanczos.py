@@ -7,8 +7,9 @@ import numpy as np
 
 from rnla._backend import eps_of
 from rnla._hermitian_basis import NOISE, PROBE_PASSES
-from rnla._rangefinder import TRUSTED, column_squares
+from rnla._rangefinder import TRUSTED
 from rnla._sketch import test_matrix
+from rnla._tall import column_squares
 
 SAMPLES = 16  # random vectors that measure an error which differences of squares cannot resolve
 STREAM_SAMPLES = 3

@@ -1,16 +1,17 @@
 """What all decompositions share: they are tuples, carry `info`, and multiply like the matrix they stand for."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rnla._backend import adjoint
+from rnla._backend import adjoint, from_host, host_svd, real_dtype, to_host
 
 
 class LowRank(tuple):
     """Base of the results: a tuple of factors, with `info`, that multiplies like the matrix it approximates.
 
-    A subclass names its fields in `_fields` and gives `_left` and `_right`, whose product is the approximation.
+    A subclass names its fields in `_fields` and gives in `_factors` the two whose product is the approximation.
     """
 
     __slots__ = ()
@@ -40,6 +41,26 @@ class LowRank(tuple):
         """Form the approximation as one (m, n) array; ``2 m n k`` flops."""
         left, right = self._factors()
         return left @ right
+
+    def truncate(self, r):
+        """Return the best approximation of rank `r` to this one, an `SVDResult`; ``4 (m + n) k**2`` flops.
+
+        Parameters
+        ----------
+        r : int
+            ``0 <= r <= rank``.
+        """
+        from array_api_compat import array_namespace, device
+
+        _check_rank(self, r)
+        left, right = (X.toarray() if hasattr(X, "toarray") else X for X in self._factors())
+        xp, where = array_namespace(left), device(left)
+        (Q, R), (P, T) = xp.linalg.qr(left), xp.linalg.qr(adjoint(right))
+        U, S, Vh = host_svd(to_host(R) @ to_host(T).conj().T)
+        U, Vh = (from_host(X, xp, left.dtype, where) for X in (U[:, :r], Vh[:r]))
+        info = getattr(self, "info", None)
+        info = info and replace(info, rank=int(r), residuals=None, error_estimate=None)
+        return SVDResult(Q @ U, from_host(S[:r], xp, real_dtype(xp, left.dtype), where), Vh @ adjoint(P), info)
 
     def error(self, A, ord="fro", num_samples=10, rng=None):
         """Estimate the distance to `A` from a few products with it.
@@ -193,9 +214,8 @@ class SVDResult(LowRank):
         r : int
             ``0 <= r <= rank``.
         """
-        if not 0 <= r <= self.rank:
-            raise ValueError(f"SVDResult.truncate: r must be in 0..{self.rank}; got {r}.")
-        return SVDResult(self.U[:, :r], self.S[:r], self.Vh[:r, :], self.info)
+        _check_rank(self, r)
+        return SVDResult(self.U[:, :r], self.S[:r], self.Vh[:r, :], _info_of_leading(self.info, self.S, r))
 
     def _factors(self):
         return self.U * self.S, self.Vh
@@ -246,9 +266,9 @@ class EighResult(LowRank):
         r : int
             ``0 <= r <= rank``.
         """
-        if not 0 <= r <= self.rank:
-            raise ValueError(f"EighResult.truncate: r must be in 0..{self.rank}; got {r}.")
-        return EighResult(self.eigenvalues[:r], self.eigenvectors[:, :r], self.info)
+        _check_rank(self, r)
+        w = self.eigenvalues
+        return EighResult(w[:r], self.eigenvectors[:, :r], _info_of_leading(self.info, w, r))
 
     def _factors(self):
         return self.eigenvectors * self.eigenvalues, adjoint(self.eigenvectors)
@@ -313,3 +333,22 @@ class Factors(LowRank):
 
     def _factors(self):
         return tuple(self)
+
+
+def _check_rank(result, r):
+    if not 0 <= r <= result.rank:
+        raise ValueError(f"{type(result).__name__}.truncate: r must be in 0..{result.rank}; got {r}.")
+
+
+def _info_of_leading(info, values, r):
+    """Return what is known of the first `r` of some singular values or eigenvalues, and of the error without others."""
+    if info is None or r == values.shape[0]:
+        return info
+    error, residuals = info.error_estimate, info.residuals
+    if error is not None:
+        squares = np.abs(to_host(values))
+        squares = (squares / (squares.max() or 1.0)) ** 2
+        # Of the squared norm of A the values hold all but the square of the error.
+        share = squares[:r].sum() / (squares.sum() or 1.0)
+        error = math.sqrt(1.0 - share * (1.0 - error**2)) if squares.any() else error
+    return replace(info, rank=int(r), residuals=None if residuals is None else residuals[:r], error_estimate=error)

@@ -1,6 +1,7 @@
 """Norms, condition number and numerical rank from a few products or a sketch."""
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +23,8 @@ MAX_STEPS = 200
 STEPS = 40  # of the quadrature for the singular values that a sketch misses
 FIRST = 20  # products, or probes, of the first round for the other norms
 ROUNDS = 8  # each with twice as many
-SKETCH_ASPECT = 8  # a condition number is taken from a sketch of 4 n rows if A has at least this many times n rows
+SKETCH_ASPECT = 8  # a condition number is taken from a sketch of 4 n rows if A has at least this many times n rows ...
+SKETCH_ROWS = 64  # ... and these: in a sketch of fewer rows, columns of signs may cancel
 TINY = 1e-280  # squares below it may have lost digits to underflow
 START = 32  # columns of the first sketch for the rank
 FULL = 0.8  # a sketch with at least this share of its columns above the threshold may miss some
@@ -115,10 +117,10 @@ def cond(A, *, method="auto", rng=None):
     A : matrix of any kind that `rnla.svd` accepts, shape (m, n)
         With the long side much longer than the short one for an estimate to be cheaper.
     method : {"auto", "exact", "estimate"}
-        ``estimate`` takes the singular values of a sparse-sign sketch with 4 rows for each column, or the other way
-        round for a wide matrix: right within a factor of about 3 with high probability. ``exact`` is LAPACK, after a
-        QR factorisation if `A` is tall or wide. ``auto`` sketches if one side is at least 8 times the other and the
-        entries are at hand.
+        ``estimate`` takes the singular values of a sparse-sign sketch with 4 rows for each column, at least 64, or the
+        other way round for a wide matrix: right within a factor of about 3 with high probability. ``exact`` is LAPACK,
+        after a QR factorisation if `A` is tall or wide. ``auto`` sketches if one side is at least 8 times the other,
+        and 64, and the entries are at hand.
     rng : None, int or numpy.random.Generator
         Source of the sketch.
 
@@ -155,7 +157,7 @@ def cond(A, *, method="auto", rng=None):
     key = key_from_rng(rng, caller)
     wide = M.shape[0] < M.shape[1]
     long, short = max(M.shape), min(M.shape)
-    worth = long >= (4 if method == "estimate" else SKETCH_ASPECT) * short
+    worth = long >= max((4 if method == "estimate" else SKETCH_ASPECT) * short, SKETCH_ROWS)
     sketched = _sketched(M.H if wide else M, M, key, caller) if method != "exact" and worth else None
     if sketched is None and method == "estimate" and worth:
         raise ValueError(f"{caller}: method 'estimate' needs the entries of A along its long side; use 'exact'.")
@@ -311,17 +313,15 @@ def _fits(M):
 
 def _sketched(T, M, key, caller):
     """Return a sketch of the rows of T, which is M or its adjoint, or None if they are out of reach."""
-    S = SparseSign(4 * T.shape[1], T.shape[0], seed=key)
+    S = SparseSign(max(4 * T.shape[1], SKETCH_ROWS), T.shape[0], seed=key)
     if M.kind == "sparse":
         M.counter.passes += 1
         return S @ (M.storage.csr if T is M else M.storage.csr.conj().T.tocsr())
-    blocks = T.row_blocks()
-    if blocks is None:
-        return None
-    total = 0.0
-    for start, block in blocks:
-        total = S.apply(block, start) + total
-    return total
+    return T.sum_over_rows(partial(_applied, S))
+
+
+def _applied(S, start, rows):
+    return S.apply(rows, start)
 
 
 def _rank(M, rtol, key, caller):

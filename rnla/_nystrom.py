@@ -20,7 +20,7 @@ from rnla._backend import (
 from rnla._errors import NotPositiveDefiniteError
 from rnla._lowrank import EighResult, SVDInfo
 from rnla._matrix import as_matrix
-from rnla._orth import eps_of_array, like, orth, orthonormal_block, random_complement, times_small
+from rnla._orth import eps_of_array, orth, orthonormal_block, random_complement
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     KINDS,
@@ -29,12 +29,12 @@ from rnla._rangefinder import (
     check_number,
     check_precision,
     check_range,
-    column_squares,
     in_range,
     thin_svd,
     warn_not_converged,
 )
 from rnla._sketch import test_matrix
+from rnla._tall import column_squares, like, times_small
 
 START = 16  # columns of the first block where a precision sets the rank
 CLEARLY = 100.0  # an eigenvalue below minus this many rounding units of the norm is no rounding
@@ -44,7 +44,7 @@ RETRIES = 7  # shifts tried, each ten times the one before; the third suffices f
 
 
 def nystrom(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=0, sketch="gaussian", shift="auto", check=True,
-            rng=None, callback=None, progress=False):  # fmt: skip
+            rng=None, callback=None, progress=False, block_bytes=None):  # fmt: skip
     """Approximate a positive semidefinite matrix by ``A X (X^H A X)^+ (A X)^H`` for a random `X` of `k` columns.
 
     The approximation lies between zero and `A`, has the same action on `X`, and is at least as near to `A` as the
@@ -76,6 +76,9 @@ def nystrom(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=0, sketch="ga
         Called after each doubling with a record ``(iteration, error, seconds)``, the error relative to ``||A||``.
     progress : bool
         Show a progress bar.
+    block_bytes : int, optional
+        The most bytes that one block read from a file holds, 64 MiB by default, though at least one chunk; two blocks
+        are in memory at a time. Ignored where `A` is no file.
 
     Returns
     -------
@@ -119,7 +122,7 @@ def nystrom(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=0, sketch="ga
     True
     """
     caller = "rnla.nystrom"
-    M = as_matrix(A, caller)
+    M = as_matrix(A, caller, block_bytes=block_bytes)
     check_square(M, caller)
     check_precision(k, rtol, atol, M, caller)
     check_choice(norm, "norm", ("fro", 2), caller)
@@ -129,7 +132,7 @@ def nystrom(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=0, sketch="ga
     if not (isinstance(shift, str) and shift == "auto"):
         check_number(shift, "shift", caller)
     key = key_from_rng(rng, caller)
-    monitor = Monitor(callback, progress, caller)
+    monitor = Monitor(callback, progress, caller, M)
     passes, matvecs = M.counter.passes, M.counter.matvecs
     adaptive, limit = rtol is not None or atol is not None, k or M.shape[0]
 
@@ -217,7 +220,7 @@ def _product(M, X, caller, *, first):
     Z = M.matmat(X)
     if first:
         check_range(M, X, Z, caller)
-    check_finite(Z, caller, "A")
+    check_finite(Z, caller, "A", M)
     return Z
 
 
@@ -242,9 +245,10 @@ def _factored(Omega, Y, T, shift, check, count, caller):
     skew = np.linalg.norm(H - H.conj().T)
     # A random compression keeps this share of the norms of A and of A - A^H alike.
     if check and skew > eps ** (1 / 3) * math.sqrt(k / n) * scale:
+        advice = " Pass check=False to use the Hermitian part of it." if caller == "rnla.nystrom" else ""
         raise ValueError(
             f"{caller}: A must be Hermitian; for random X, X^H A X differs from its adjoint by a relative "
-            f"{skew / (math.sqrt(k / n) * scale):.1e}. Pass check=False to use the Hermitian part of it."
+            f"{skew / (math.sqrt(k / n) * scale):.1e}.{advice}"
         )
     H = (H + H.conj().T) / 2
     if scale == 0:

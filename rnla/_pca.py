@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from rnla._backend import adjoint, check_finite, eps_of, from_host, key_from_rng, real_dtype, to_host
 from rnla._errors import AccuracyWarning
@@ -12,12 +13,21 @@ from rnla._lowrank import SVDInfo
 from rnla._matrix import as_matrix
 from rnla._matrix_views import adjoint_product, wide_dtype
 from rnla._progress import Monitor
-from rnla._rangefinder import check_choice, check_number, check_precision, warn, warn_not_converged
+from rnla._rangefinder import (
+    check_choice,
+    check_number,
+    check_precision,
+    check_range,
+    in_range,
+    warn,
+    warn_not_converged,
+)
 from rnla._sketch import test_matrix
 from rnla._svd import METHODS, flipped, svd_as
 
 COVARIANCE_SIDE = 1500  # features up to which the covariance matrix may be formed ...
 COVARIANCE_BLOCKS = 12  # ... if they are at most this many times k + 10: else a Krylov iteration multiplies less
+TINY = 1e-280  # squares below it may have lost digits to underflow
 PROBES = 32  # random vectors that estimate the variance which is left, where the entries are out of reach
 
 
@@ -106,7 +116,7 @@ class PCAResult:
 
 
 def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, method="auto", max_passes=None,
-        rng=None, callback=None, progress=False):  # fmt: skip
+        rng=None, callback=None, progress=False, block_bytes=None):  # fmt: skip
     """Find the directions in which the rows of `A` vary most.
 
     Passes over `A`: one for the means, one more for `scale`, then those of the method: one for ``covariance``, those of
@@ -140,6 +150,9 @@ def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, 
         Called after each block with a record ``(iteration, error, seconds)``.
     progress : bool
         Show a progress bar.
+    block_bytes : int, optional
+        The most bytes that one block read from a file holds, 64 MiB by default, though at least one chunk; two blocks
+        are in memory at a time. Ignored where `A` is no file.
 
     Returns
     -------
@@ -173,11 +186,15 @@ def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, 
     ([[0.6, 0.8]], 1.0)
     """
     caller = "rnla.pca"
-    M = as_matrix(A, caller)
+    M = as_matrix(A, caller, block_bytes=block_bytes)
     m, n = M.shape
     if m < 2:
         raise ValueError(f"{caller}: A must have at least 2 rows to have a variance; got shape {M.shape}.")
+    check_choice(center, "center", (True, False), caller)
+    check_choice(scale, "scale", (True, False), caller)
     check_choice(rank, "rank", (None, "gavish-donoho"), caller)
+    if k is None and rtol is None and rank is None:
+        raise ValueError(f"{caller}: one of k, rtol and rank must be given; got none.")
     if k is not None or rank is None:
         check_precision(k, rtol, None, M, caller)
     elif rtol is not None:
@@ -185,45 +202,55 @@ def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, 
     check_number(tol, "tol", caller)
     check_choice(method, "method", ("covariance", *METHODS), caller)
     key = key_from_rng(rng, caller)
+    monitor = Monitor(callback, progress, caller, M)
     passes, matvecs = M.counter.passes, M.counter.matvecs
 
-    with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is found below
-        mean = M.col_mean() if center else M.xp.zeros((n,), dtype=M.dtype, device=M.device)
-    check_finite(mean, caller, "A")
-    view = M.centered(mean) if center else M
-    deviation = _standard_deviations(view, mean, caller) if scale else None
-    view = view if deviation is None else view.column_scaled(1 / deviation)
-    count = k if rank is None else max(k or 0, min(m, n) // 2 + 1)  # up to the median
-    monitor = Monitor(callback, progress, caller)
-    found = None
-    if method == "covariance" or (method == "auto" and _few_features(view, count, rtol)):
-        found = _by_covariance(view, count, rtol, tol, method == "covariance", key, monitor, caller)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is found below
+            mean = M.col_mean() if center else M.xp.zeros((n,), dtype=M.dtype, device=M.device)
+        check_finite(mean, caller, "A", M)
+        count = k if rank is None else max(k or 0, min(m, n) // 2 + 1)  # up to the median
+
+        def run(view, factor):
+            deviation = _standard_deviations(view, mean * factor, key, caller) if scale else None
+            view = view if deviation is None else view.column_scaled(1 / deviation)
+            if method == "covariance" or (method == "auto" and _few_features(view, count, rtol)):
+                found = _by_covariance(view, count, rtol, tol, method == "covariance", key, monitor, caller)
+                if found is not None:
+                    return found, deviation
+            monitor.close()  # the decomposition shows its own
+            options = {"callback": callback, "progress": progress, "rng": key, "max_passes": max_passes}
+            result = svd_as(caller, view, count, rtol=rtol, tol=tol, method=method, flip_sign=False, **options)
+            s, V, total = to_host(result.S), adjoint(result.Vh), view.fro_norm_sq()
+            if total is None:
+                total = float(np.sum(s**2)) + left_out(view, V, key)
+            _check_squares(view, total, key, caller)
+            return (s, V, result.info, total), deviation
+
+        ((s, V, info, total), deviation), factor = in_range(run, M.centered(mean) if center else M)
+    finally:
         monitor.close()
-    if found is None:
-        options = {"callback": callback, "progress": progress, "rng": key, "max_passes": max_passes}
-        _, S, Vh = result = svd_as(caller, view, count, rtol=rtol, tol=tol, method=method, flip_sign=False, **options)
-        s, V, info = to_host(S), adjoint(Vh), result.info
-        total = view.fro_norm_sq()
-        if total is None:
-            total = float(np.sum(s**2)) + left_out(view, V, key)
-    else:
-        s, V, info, total = found
     if rank is not None:
         s, V = _above_noise(s, V, m, n, k)
     V, _ = flipped(V, M.xp.asarray(V, copy=True))
-    return _result(M, s, V, mean, deviation, total, info, M.counter.passes - passes, M.counter.matvecs - matvecs)
+    if scale:  # what was decomposed has no unit
+        deviation, factor = deviation / factor if factor != 1 else deviation, 1.0
+    spent = M.counter.passes - passes, M.counter.matvecs - matvecs
+    return _result(M, s, V, mean, deviation, total, info, factor, *spent)
 
 
-def _result(M, s, V, mean, deviation, total, info, passes, matvecs):
+def _result(M, s, V, mean, deviation, total, info, factor, passes, matvecs):
+    """Return the result of what was computed of `factor` times A."""
     m, n = M.shape
     real = real_dtype(M.xp, M.dtype)
     left = min(m, n) - len(s)
-    noise = max(total - float(np.sum(s**2)), 0.0) / (m - 1) / left if left > 0 else 0.0
+    noise = max(total - float(np.sum(s**2)), 0.0) / (m - 1) / left / factor / factor if left > 0 else 0.0
     ratio = s**2 / total if total > 0 else np.zeros_like(s)
     error = math.sqrt(max(1.0 - float(ratio.sum()), 100 * eps_of(M.xp, M.dtype))) if total > 0 else 0.0
     parts = {name: getattr(info, name) for name in info.__dataclass_fields__}
     info = SVDInfo(**{**parts, "passes": passes, "matvecs": matvecs, "rank": len(s), "error_estimate": error})
-    variance, ratio, S = (from_host(values, M.xp, real, M.device) for values in (s**2 / (m - 1), ratio, s))
+    variance = s**2 / (m - 1) / factor / factor
+    variance, ratio, S = (from_host(values, M.xp, real, M.device) for values in (variance, ratio, s / factor))
     return PCAResult(adjoint(V), variance, ratio, S, mean, m, deviation, noise, info)
 
 
@@ -244,19 +271,13 @@ def _by_covariance(view, count, rtol, tol, insist, key, monitor, caller):
     """Return s, V, info and the sum of all squares, or None if squares cannot resolve what is asked for."""
     from scipy.linalg import eigh
 
-    blocks = view.row_blocks()
-    if blocks is None:
-        raise ValueError(f"{caller}: method 'covariance' needs rows of A at hand; got A of kind {view.kind!r}.")
     xp, n, eps = view.xp, view.shape[1], eps_of(view.xp, view.dtype)
-    total = xp.zeros((n, n), dtype=wide_dtype(view.dtype, xp), device=view.device)
     with np.errstate(over="ignore", invalid="ignore"):
-        for _, B in blocks:
-            total += adjoint_product(B, B)
+        total = view.sum_over_rows(_gram_of_rows)
+    if total is None:
+        raise ValueError(f"{caller}: method 'covariance' needs rows of A at hand; got A of kind {view.kind!r}.")
     G = to_host(total)
-    if not np.isfinite(G).all():
-        if insist:
-            check_finite(total, caller, "A")
-        return None
+    _check_squares(view, float(np.trace(G).real), key, caller)
     kept = n if count is None else count
     values, vectors = eigh(G, subset_by_index=(n - kept, n - 1), check_finite=False)
     values, vectors, trace = np.maximum(values[::-1], 0.0), vectors[:, ::-1], float(np.trace(G).real)
@@ -283,19 +304,32 @@ def _by_covariance(view, count, rtol, tol, insist, key, monitor, caller):
     return np.sqrt(values), from_host(vectors, xp, view.dtype, view.device), info, trace
 
 
-def _standard_deviations(view, mean, caller):
+def _gram_of_rows(start, rows):
+    xp = array_namespace(rows)
+    return xp.astype(adjoint_product(rows, rows), wide_dtype(rows.dtype, xp), copy=False)  # sums over many blocks
+
+
+def _standard_deviations(view, mean, key, caller):
     """Return the standard deviation of every column of a centred matrix; one where there is no variance."""
     xp, m = view.xp, view.shape[0]
     squares = view.column_squares()
     if squares is None:
         raise ValueError(f"{caller}: scale=True needs the entries of A; got A of kind {view.kind!r}.")
     squares = to_host(squares).real
-    check_finite(squares, caller, "A")
+    _check_squares(view, float(squares.sum()), key, caller)
+    check_finite(squares, caller, "A", view)
     deviation = np.sqrt(squares / (m - 1))
     # A column is constant if what is left of it is rounding of its mean.
     rounding = 10 * eps_of(xp, view.dtype) * np.abs(to_host(mean))
     deviation = np.where(deviation > rounding, deviation, 1.0)
     return from_host(deviation, xp, real_dtype(xp, view.dtype), view.device)
+
+
+def _check_squares(view, total, key, caller):
+    """Ask for another scale if the sum of the squares of all entries has left the range of double precision."""
+    if not TINY < total < math.inf:  # or is zero: a product tells
+        x = test_matrix("gaussian", key, view.shape[1], 1, xp=view.xp, device=view.device, dtype=view.dtype)
+        check_range(view, None, view.matmat(x), caller)
 
 
 def left_out(view, V, key):

@@ -12,7 +12,6 @@ from rnla._errors import NotPositiveDefiniteError
 from rnla._matrix import as_matrix
 from rnla._matrix_entries import entries_of
 from rnla._nystrom import check_square, doubling
-from rnla._orth import like, times_small
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     check_choice,
@@ -20,12 +19,12 @@ from rnla._rangefinder import (
     check_number,
     check_range,
     check_rank,
-    column_squares,
     in_range,
     thin_svd,
     warn_not_converged,
 )
 from rnla._rpcholesky import factorised
+from rnla._tall import column_squares, like, times_small
 
 START = 32  # rank of the first preconditioner that is tried
 RANKS = (64, 1000)  # bounds of the largest rank that is tried by itself: ten roots of n between them

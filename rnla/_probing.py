@@ -8,14 +8,16 @@ import numpy as np
 from rnla._backend import adjoint, check_finite, columns, eps_of, to_host
 from rnla._errors import NotPositiveDefiniteError
 from rnla._estimate import leave_one_out
-from rnla._orth import EPS_DOUBLE, like, orth, orthonormal_block, widened
-from rnla._rangefinder import check_range, column_squares
+from rnla._orth import EPS_DOUBLE, orth, orthonormal_block, widened
+from rnla._rangefinder import check_range
 from rnla._sketch import test_matrix
+from rnla._tall import column_squares, like
 
 PILOT = 20  # products from which an automatic choice is made
 SHARE = 0.2  # of the variance: where the pilot takes out less than this, deflation does not pay
 BLOCK = 64  # columns multiplied at a time where none need be kept
 ENTRIES = 2**22  # of the identity formed at a time, if these are more columns than a block
+FEW_SIGNS = 64  # above this dimension random signs are linearly independent but for a probability below 1e-15
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,24 @@ class Sample:
         self.Omega, self.Y = (columns(M.xp, size, 0, dtype=M.dtype, device=M.device) for size in M.shape[::-1])
         self.quadratic = np.zeros(0)  # omega^H y of all vectors drawn, if A is square
         self.squares = np.zeros(0)  # ||y||**2
+        self.next = 0  # column of the random vectors of the key
 
     @property
     def count(self):
-        """Number of vectors drawn."""
+        """Number of vectors multiplied."""
         return len(self.squares)
 
     def draw(self, count):
         """Return `count` new random vectors and their images."""
+        return self._multiplied(self._fresh(count))
+
+    def _fresh(self, count):
+        X = probes(self.M, self.probe, self.key, count, self.next)
+        self.next += count
+        return X
+
+    def _multiplied(self, X):
         M = self.M
-        X = probes(M, self.probe, self.key, count, self.count)
         Y = M.matmat(X)
         if not self.count:
             check_range(M, X, Y, self.caller)
@@ -106,8 +116,25 @@ class Sample:
     def grow(self, count):
         """Keep `count` vectors and their images in all."""
         if count > self.Omega.shape[1]:
-            X, Y = self.draw(count - self.Omega.shape[1])
+            X, Y = self._multiplied(self._independent(count - self.Omega.shape[1]))
             self.Omega, self.Y = self.M.xp.concat([self.Omega, X], axis=1), self.M.xp.concat([self.Y, Y], axis=1)
+
+    def _independent(self, count):
+        """Return new random vectors that are linearly independent of each other and of those kept.
+
+        In a low dimension vectors of signs repeat. Their images would then be taken for those of a matrix of low rank,
+        in which nothing is left to estimate.
+        """
+        X, xp = self._fresh(count), self.M.xp
+        if self.probe != "rademacher" or self.M.shape[1] > FEW_SIGNS:
+            return X
+        kept = self.Omega
+        while np.linalg.matrix_rank(to_host(xp.concat([kept, X], axis=1))) < kept.shape[1] + X.shape[1]:
+            for j in range(X.shape[1]):
+                longer = xp.concat([kept, X[:, j : j + 1]], axis=1)
+                kept = longer if np.linalg.matrix_rank(to_host(longer)) == longer.shape[1] else kept
+            X = self._fresh(self.Omega.shape[1] + count - kept.shape[1])
+        return xp.concat([kept[:, self.Omega.shape[1] :], X], axis=1)
 
     @property
     def floor(self):

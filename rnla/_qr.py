@@ -7,7 +7,7 @@ import numpy as np
 from rnla._backend import adjoint, columns, eps_of, is_meta, key_from_rng, to_host
 from rnla._lowrank import Factors, LowRank, SVDInfo
 from rnla._matrix import as_matrix
-from rnla._orth import like, orth, project_out, times_small
+from rnla._orth import orth, project_out
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     TRUSTED,
@@ -15,17 +15,18 @@ from rnla._rangefinder import (
     check_number,
     check_range,
     check_rank,
-    column_squares,
     in_range,
     sampled_error,
     warn_not_converged,
 )
 from rnla._sketch import SparseSign, test_matrix
 from rnla._submatrix import dense, index_array, take_columns
+from rnla._tall import column_squares, like, times_small
 
 UNPIVOTED = ("auto", "cholesky", "householder")
 PIVOTED = ("auto", "cqrrpt", "rqrcp")
-TALL = 3  # from this ratio of the sides, all pivots are chosen on one sketch of 2 n rows
+TALL = 3  # from this ratio of the sides, all pivots are chosen on one sketch of 2 n rows, ...
+FEWEST = 64  # ... at least these: in fewer, two columns of the sketch agree but for a sign every now and then
 WHOLE = 128  # up to this many pivots are chosen on one sketch of a few rows more ...
 BLOCK = 64  # ... and otherwise in blocks of this many
 EXTRA = 10  # rows of such a sketch beyond the pivots
@@ -51,9 +52,9 @@ def qr(A, k=None, *, pivoting=False, rtol=None, method="auto", rng=None):
         With pivoting: stop as soon as ``||A[:, P] - Q R||_F <= rtol * ||A||_F``.
     method : {"auto", "cholesky", "householder", "cqrrpt", "rqrcp"}
         Without pivoting: ``cholesky`` is Cholesky QR of a tall matrix, twice or after a sketch as its condition needs;
-        ``householder`` is LAPACK's. With pivoting: ``cqrrpt`` chooses all pivots on one sparse sketch of ``2 n`` rows
-        and is for dense matrices of at least 3 times as many rows as columns; ``rqrcp`` chooses them block by block on
-        a sketch that is updated.
+        ``householder`` is LAPACK's. With pivoting: ``cqrrpt`` chooses all pivots on one sparse sketch of ``2 n`` rows,
+        at least 64, and is for dense matrices of at least 3 times as many rows as columns; ``rqrcp`` chooses them block
+        by block on a sketch that is updated.
     rng : None, int or numpy.random.Generator
         Source of the sketch; without pivoting it does not matter.
 
@@ -258,7 +259,8 @@ def _cqrrpt(M, k, rtol, key, caller):
     X = M.to_dense()
     M.counter.passes += M.array is not None
     xp, (m, n) = M.xp, M.shape
-    B = SparseSign(min(2 * n, m), m, seed=key) @ X
+    rows = max(2 * n, FEWEST)
+    B = SparseSign(rows, m, seed=key) @ X if rows < m else X  # which has no more rows than its sketch would have
     check_range(M, None, B, caller)
     Rs, order = pivoted_triangle(to_host(B))
     rank = numerical_rank(Rs, _threshold(M) * abs(Rs[0, 0]))

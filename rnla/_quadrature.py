@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from rnla._backend import adjoint, check_finite, columns, eps_of, to_host
-from rnla._orth import like, orth
+from rnla._orth import orth
 from rnla._probing import Sample, conj, identity_images, probes, real
-from rnla._rangefinder import check_count, check_range, column_squares
+from rnla._rangefinder import check_count, check_range
 from rnla._sketch import test_matrix
+from rnla._tall import column_squares, like
 
 HELD = 2**27  # numbers in the Lanczos bases held at a time: 1 GB in double precision
 SLOWEST = 0.85  # largest ratio of two changes that is believed

@@ -9,10 +9,10 @@ from rnla._backend import adjoint, check_finite, columns, eps_of, key_from_rng, 
 from rnla._errors import NotPositiveDefiniteError
 from rnla._lowrank import LowRank, SVDInfo
 from rnla._matrix_entries import entries_of, rows_at
-from rnla._orth import times_small
 from rnla._progress import Monitor
-from rnla._rangefinder import check_choice, check_count, check_number, check_rank, column_squares, warn_not_converged
+from rnla._rangefinder import check_choice, check_count, check_number, check_rank, warn_not_converged
 from rnla._sketch import test_matrix
+from rnla._tall import column_squares, times_small
 
 METHODS = ("accelerated", "block", "simple", "greedy", "uniform")
 NEGLIGIBLE = 100.0  # what is left of a diagonal entry below this many of its rounding units is taken for zero
@@ -420,11 +420,12 @@ def _check_hermitian(E, diag, key, caller):
     slack = eps_of(E.xp, E.dtype) ** (1 / 3)
     difference, size = np.abs(entries - mirror.conj().T).max(), np.abs(entries).max()
     if difference > slack * size:
+        advice = " Pass check=False to use the columns as they are." if caller == "rnla.rpcholesky" else ""
         raise ValueError(
             f"{caller}: A must be Hermitian; entries of the size {size:.3g} differ from their mirror images by "
-            f"{difference:.3g}. Pass check=False to use the columns as they are."
+            f"{difference:.3g}.{advice}"
         )
-    if (np.abs(entries) > (1 + slack) * np.sqrt(np.outer(diag[S], diag[T])) + slack * size).any():
+    if (np.abs(entries) > (1 + slack) * np.outer(np.sqrt(diag[S]), np.sqrt(diag[T])) + slack * size).any():
         raise NotPositiveDefiniteError(
             f"{caller}: A must be positive semidefinite; an entry is larger than those of the diagonal in its row and "
             "column allow."

@@ -8,7 +8,6 @@ import numpy as np
 from rnla._backend import adjoint, key_from_rng, to_host
 from rnla._eigh import eigh
 from rnla._matrix import as_matrix
-from rnla._orth import like
 from rnla._probing import probes, square
 from rnla._quadrature import (
     all_affordable,
@@ -17,7 +16,8 @@ from rnla._quadrature import (
     hermitian_product,
     lanczos,
 )
-from rnla._rangefinder import check_count, column_squares, in_range
+from rnla._rangefinder import check_count, in_range
+from rnla._tall import column_squares, like
 
 FOUND = 1e-3  # largest residual, relative to the largest eigenvalue, of a Ritz pair that is taken for one of A
 

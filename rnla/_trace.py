@@ -47,7 +47,8 @@ def trace(A, num_matvecs=None, *, rtol=None, atol=None, method="auto", psd=False
     psd : bool
         `A` is known to be Hermitian and positive semidefinite.
     probe : {"sphere", "rademacher", "gaussian"}
-        Distribution of the random vectors; ``sphere`` is uniform on the sphere of radius ``sqrt(n)``.
+        Distribution of the random vectors; ``sphere`` is uniform on the sphere of radius ``sqrt(n)``. Of ``rademacher``
+        vectors that find the range, one that depends on the others, as in a dimension below 64 may be, is drawn again.
     rng : None, int or numpy.random.Generator
         Source of the random vectors.
 

@@ -7,7 +7,6 @@ import numpy as np
 from rnla._backend import adjoint, eps_of, key_from_rng, to_host
 from rnla._errors import NotPositiveDefiniteError
 from rnla._matrix import as_matrix
-from rnla._orth import like
 from rnla._probing import PILOT, EstimateResult, Sample, deflation_pays, mean_and_error, nystrom_core, square
 from rnla._quadrature import (
     all_affordable,
@@ -17,7 +16,8 @@ from rnla._quadrature import (
     ritz_pairs,
     slq_trace,
 )
-from rnla._rangefinder import check_number, column_squares, in_range, warn_not_converged
+from rnla._rangefinder import check_number, in_range, warn_not_converged
+from rnla._tall import column_squares, like
 
 LARGEST_RANK = 160  # that logdet deflates by itself
 LEVEL = 0.1  # it stops where the smallest eigenvalue taken out exceeds those left by so little, relative to their mean

@@ -139,8 +139,9 @@ def convergence(result_or_history, ax=None, *, tol=None, against="iteration"):
     Parameters
     ----------
     result_or_history : result or sequence
-        Anything that has ``.history`` or ``.info.history``, such as the result of ``rnla.svd`` or of a solver; a
-        sequence of records ``(iteration, error, seconds)``, as a callback collects them; or of plain errors.
+        Anything that has ``.history`` or ``.info.history``, such as the result of ``rnla.svd``, of a solver, or of
+        ``rnla.trace`` (of whose rounds the standard errors are drawn); a sequence of records ``(iteration, error,
+        seconds)``, as a callback collects them; or of plain errors.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure is made if missing.
     tol : float, optional
@@ -181,7 +182,7 @@ def convergence(result_or_history, ax=None, *, tol=None, against="iteration"):
     elif against == "seconds":
         raise ValueError(f"{caller}: against='seconds' needs records (iteration, error, seconds); got plain errors.")
     else:
-        errors = np.array([float(error) for error in history])
+        errors = np.array([float(error[-1] if isinstance(error, tuple) else error) for error in history])
         places = np.arange(1.0, errors.size + 1)
     ax = _axes(ax, caller)
     if tol is not None:

@@ -4,13 +4,15 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
 
-from bench import accuracy, figures, harness
+from bench import accuracy, bench_scale, figures, harness, scale_data, scale_model
 from rnla import testing
 
 ROOT = Path(__file__).parent.parent
@@ -121,3 +123,124 @@ def test_the_benchmark_runs(tmp_path):
     assert bare["ratio"] > 0
     assert bare["passes_ours"] >= 2
     assert bare["sigma_ours"] <= 1e-2  # the default tolerance bounds the residual, and the error is its square
+
+
+@pytest.mark.parametrize("layout", scale_data.LAYOUTS)
+def test_a_file_larger_than_memory_has_the_singular_values_that_are_claimed(layout, tmp_path):
+    plan = scale_data.plan(layout, 0.001)
+    log = tmp_path / "loads"
+    source = scale_data.Source(scale_data.write(plan, tmp_path), log)
+    A = source[:, :]
+    assert A.shape == source.shape == plan.shape
+    assert A.nbytes == plan.size == scale_data.loaded_bytes(log)
+    for down in (1, plan.grid[0]):
+        sigma = np.linalg.svd(A[: down * plan.block[0]].astype(float), compute_uv=False)
+        rounding = 10 * np.finfo(np.float32).eps * sigma[0] / plan.leading(down)
+        assert np.all(np.abs(sigma[: plan.rank] / plan.leading(down) - 1) <= rounding)
+    # The means of n columns are sums of random signs: relative to the norm about 1 / sqrt(m), times a few.
+    assert np.linalg.norm(A.mean(axis=0)) * plan.shape[0] ** 0.5 <= 5 * np.linalg.norm(A) / plan.shape[0] ** 0.5
+
+
+def test_errors_by_blocks_agree_with_those_of_the_whole():
+    k, sigma = 4, testing.spectrum("poly1", 20)
+    A = testing.matrix_with_spectrum(30, 20, sigma, rng=0)
+    U, S, Vh = truncated(A + 1e-3 * testing.hilbert(30, 20), k)
+    expected = accuracy.errors(A, U, S, Vh, sigma[:k], accuracy.norm_squared(A))
+    found = scale_data.errors(A, (7, 6), 30, U, S, Vh, sigma[:k])
+    assert found["sigma"] == expected.sigma
+    assert found["excess"] == pytest.approx(expected.excess, rel=1e-9)
+    projected = scale_data.errors(A, (7, 6), 30, None, S, Vh, sigma[:k])
+    best = np.linalg.norm(sigma[k:])
+    assert projected["excess"] == pytest.approx(np.linalg.norm(A - A @ Vh.T @ Vh) / best - 1, rel=1e-6)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        scale_data.errors(A, (7, 6), 30, U, S * np.nan, Vh, sigma[:k])
+
+
+def test_the_peer_gets_the_fewest_iterations_that_are_enough_or_else_the_best():
+    tried = [
+        {"reads": 2, "sigma": 0.3, "excess": 0.3},
+        {"reads": 4, "sigma": 0.1, "excess": 0.01},
+        {"reads": 6, "sigma": 0.01, "excess": 0.01},
+    ]
+    assert bench_scale.equal_or_best(tried, {"sigma": 0.2, "excess": 0.05}) is tried[1]
+    assert bench_scale.equal_or_best(tried, {"sigma": 0.05, "excess": 0.05}) is tried[2]
+    assert bench_scale.equal_or_best(tried[:2], {"sigma": 0.05, "excess": 0.05}) is tried[1]
+
+
+def test_a_method_beyond_its_limits_is_ended_and_says_so(tmp_path):
+    plan = scale_data.plan("tall", 0.001)
+    path = scale_data.write(plan, tmp_path)
+    options = Namespace(threads=1, timeout=60.0, memory_gb=10.0)
+    job = bench_scale.job_of(bench_scale.RUNS[0], plan, path, None, options)
+    outcome, found = bench_scale.in_fresh_process(job, options)
+    assert (outcome, found["passes"]) == ("done", 1)
+    outcome, found = bench_scale.in_fresh_process(job | {"memory": 10**6}, options)
+    assert (outcome, found) == ("out of memory (> 0.0 GB)", None)
+    outcome, found = bench_scale.in_fresh_process(job, Namespace(threads=1, timeout=0.05))
+    assert (outcome, found) == ("out of time (> 0.05 s)", None)
+    outcome, found = bench_scale.in_fresh_process(job | {"path": str(tmp_path / "B.npy")}, options)
+    assert outcome.startswith("failed: FileNotFoundError")
+    assert found is None
+
+
+def test_the_cost_model_adds_up():
+    cluster = scale_model.Cluster(workers=64, disk=1e8, network=1e6, flops=1e9, threads=2, fan_in=8)
+    job = scale_model.Job((6400, 1000), 15, 3, oversamples=5, itemsize=4, block_bytes=1000)
+    found = scale_model.cost(job, cluster)
+    assert found["size"] == 4 * 6400 * 1000
+    assert found["reads"] == 5
+    # X has 1000 x 20 numbers of 4 bytes, and its image as many of 8.
+    assert found["network_pass"] == 64 * (80_000 + 160_000)
+    # Three blocks, two parts of a tall factor of 100 rows, eight sums and X.
+    assert found["memory"] == 3 * 1000 + 2 * 100 * 20 * 4 + 8 * 160_000 + 80_000
+    assert found["bound"] == 4 * 1000 + 4 * (100 + 1000) * 20 * 4
+    assert found["reading"] == pytest.approx(25.6e6 / 64 / 1e8)
+    assert found["multiplying"] == pytest.approx(4 * 6.4e6 * 20 / 64 / 1e9)
+    assert found["sending"] == pytest.approx(2 * 8 * 240_000 / 1e6)  # 64 = 8**2: two levels
+    assert found["seconds"] == pytest.approx(5 * (8e-3 + 3.84))
+    twice = scale_model.cost(scale_model.Job((6400, 1000), 15, 3, reads_per_step=2), cluster)
+    assert twice["reads"] == 8
+
+
+def test_weak_scaling_is_judged_for_each_read():
+    rows = [
+        {"layout": "tall", "title": "half of the rows: rnla, dask, 1 worker", "workers": 1, "gigabytes": 1.0,
+         "seconds": 10.0, "loads": 5.0},
+        {"layout": "tall", "title": "rnla, dask, 2 workers", "workers": 2, "gigabytes": 2.0, "seconds": 15.0,
+         "loads": 6.0},
+    ]  # fmt: skip
+    assert [row["efficiency"] for row in bench_scale.weak_scaling(rows)] == [1.0, pytest.approx(0.8)]
+    assert bench_scale.weak_scaling(rows[:1]) == []
+
+
+def test_the_benchmark_of_large_files_runs(tmp_path):
+    results, scratch = tmp_path / "scale.json", tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "bench", "scale", "--tiny", "--json", str(results), "--scratch", str(scratch)]
+    done = subprocess.run(
+        [*command, "--only", "tall: r*e"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    read, ours = json.loads(results.read_text())["tables"][bench_scale.TABLE]
+    assert (read["outcome"], ours["outcome"]) == ("done", "done")
+    assert ours["loads"] == ours["passes"] <= 6
+    assert ours["over_read"] == ours["seconds"] / read["seconds"]
+    assert ours["sigma"] <= 1e-3
+    assert list(scratch.iterdir()) == []
+
+
+def test_an_interrupted_benchmark_leaves_no_file(tmp_path):
+    late = []
+
+    def interrupted():
+        with bench_scale.vanishing(tmp_path) as own:
+            scale_data.write(scale_data.plan("square", 0.001), own)
+            # As the thread in which Zarr writes may do when all was deleted.
+            late.append(threading.Timer(0.3, lambda: own.mkdir(exist_ok=True)))
+            late[0].start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    late[0].join()
+    assert list(tmp_path.iterdir()) == []

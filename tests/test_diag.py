@@ -11,7 +11,7 @@ from test_trace import example, hermitian, without
 from rnla._backend import key_from_rng
 from rnla._diag import METHODS, diag, row_norms
 from rnla._matrix import as_matrix
-from rnla._probing import probes
+from rnla._probing import Sample, probes
 from rnla.testing import CountingOperator, matrix_with_spectrum
 
 GENERAL = ("xdiag", "diagpp", "hutchinson")
@@ -215,3 +215,14 @@ def test_bad_arguments_are_refused_before_any_work(function, error, options, mes
 def test_what_is_not_square_is_refused():
     with pytest.raises(ValueError, match=r"^rnla\.diag: A must be square; got shape \(3, 2\)"):
         diag(np.ones((3, 2)), 2)
+
+
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_vectors_of_signs_that_are_kept_are_independent(n):
+    for seed in range(100):  # two of five signs agree up to a sign with probability 1/16
+        sample = Sample(as_matrix(np.eye(n), "test"), "rademacher", seed, "test")
+        for count in (1, n - 1, n):
+            sample.grow(count)
+            assert np.linalg.matrix_rank(sample.Omega) == sample.count == count
+        assert np.array_equal(np.abs(sample.Omega), np.ones((n, n)))
+        assert np.array_equal(sample.Y, sample.Omega)

@@ -523,3 +523,16 @@ def test_reported_error_is_that_of_the_result(problem):
     true = np.linalg.norm(A - result.to_dense()) / np.linalg.norm(w)
     # A difference of squares resolves no less than the root of 100 units of rounding.
     assert abs(result.info.error_estimate - true) <= 2 * (100 * problem.eps) ** 0.5
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_copies_that_lie_along_waiting_columns_are_not_missed(block_size):
+    # Twenty ones, of which a block sees few: the others end in the columns that wait, where a few random columns,
+    # orthogonal to these, cannot find them. Wrong values are 0.9 in modulus.
+    w = np.concatenate([np.ones(20), np.full(10, -0.9), 0.1 * np.random.default_rng(0).random(270)])
+    V = haar_basis(300, 300, rng=0)
+    A = (V * w) @ V.T
+    for seed in range(3):
+        result = eigh((A + A.T) / 2, 25, block_size=block_size, method="krylov", max_passes=400, rng=seed)
+        assert result.info.converged
+        assert np.abs(result.eigenvalues - [*[1.0] * 20, *[-0.9] * 5]).max() <= 1e-3

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import problems
@@ -66,6 +67,45 @@ def test_truncation_keeps_the_leading_triplets(problem, data):
 def test_truncation_out_of_range_is_refused(r):
     with pytest.raises(ValueError, match=rf"^SVDResult\.truncate: r must be in 0\.\.3; got {r}\.$"):
         rnla.svd(np.eye(9), 3).truncate(r)
+    with pytest.raises(ValueError, match=rf"^QBResult\.truncate: r must be in 0\.\.3; got {r}\.$"):
+        rnla.qb(np.eye(9), 3).truncate(r)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_every_decomposition_is_truncated_to_the_best_of_a_rank(dtype, scale):
+    A = matrix_with_spectrum(30, 20, spectrum("poly1", 20), rng=0, dtype=dtype) * scale
+    H = A @ A.conj().T / scale
+    results = [
+        rnla.qr(A), rnla.qr(A, 8, pivoting=True, rng=0), rnla.qb(A, 8, rng=0), rnla.qb(A, 8, rng=0).H,
+        rnla.interp_decomp(A, 8, rng=0), rnla.interp_decomp(sp.csr_array(A), 8, axis=0, rng=0), rnla.cur(A, 8, rng=0),
+        rnla.cur(A, 8, core="cross", rng=0), rnla.rpcholesky(H, 8, rng=0), rnla.nystrom(H, 8, rng=0),
+    ]  # fmt: skip
+    for result in results:
+        dense = result.to_dense() / scale
+        sigma = np.linalg.svd(dense, compute_uv=False)
+        for r in (0, 3, result.rank):
+            less = result.truncate(r)
+            assert less.rank == r
+            assert less.shape == result.shape
+            assert less.dtype == dtype
+            # The best of a rank: Eckart and Young.
+            assert abs(np.linalg.norm(dense - less.to_dense() / scale, 2) - sigma[r:].max(initial=0.0)) <= 1e-13
+
+
+@given(problem=problems(sides=(2, 30)), data=st.data())
+def test_truncation_knows_its_error(problem, data):
+    A, _, k, _ = problem
+    r = data.draw(st.integers(0, k))
+    for B in (A, A @ A.conj().T):
+        result = rnla.svd(B, k, method="dense") if B is A else rnla.eigh(B, k, method="dense", check=False)
+        less = result.truncate(r)
+        norm = np.linalg.norm(wide(B)) or 1.0
+        error = np.linalg.norm(wide(B) / norm - wide(less.to_dense()) / norm)
+        # An error below the root of rounding is not resolved by a difference of squares.
+        assert abs(less.info.error_estimate - error) <= (100 * problem.eps * max(A.shape)) ** 0.5
+        assert less.info.rank == r
+        assert less.info.residuals is None or less.info.residuals.shape == (r,)
 
 
 @given(problem=problems(sides=(2, 30)))

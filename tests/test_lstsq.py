@@ -588,3 +588,13 @@ def test_arguments_are_not_changed():
         for method in ITERATIVE:
             lstsq(A, b, x0=x0, method=method, rng=0)
     assert all(np.array_equal(old, new) for old, new in zip(copies, (A, b, x0), strict=True))
+
+
+@pytest.mark.parametrize("method", ["spir", "fossils", "itersketch", "lsqr"])
+def test_one_column_is_not_zero_for_a_sketch_of_few_rows(method):
+    A = np.zeros((200, 1))
+    A[:2] = 1.0  # the signs of two rows cancel in 4 rows of a sketch with probability 1/16
+    for seed in range(50):
+        result = lstsq(A, np.ones(200), method=method, sketch_ratio=4, rng=seed)
+        assert result.rank == 1
+        assert abs(result.x[0] - 1) <= 1e-12

@@ -1,5 +1,7 @@
 """Norms are bounds or within their precision, condition numbers within a factor, and ranks right."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -92,7 +94,11 @@ def test_the_nuclear_norm_of_small_matrices(problem):
     assert abs(norm(A, "nuc", rng=seed) - sigma.sum()) <= len(sigma) * problem.rounding
     # Squares lose what is below the root of the precision.
     lost = len(sigma) * (10 * problem.eps) ** 0.5 * sigma[0]
-    assert abs(norm(A, "nuc", method="estimate", rng=seed) - sigma.sum()) <= 6e-2 * sigma.sum() + lost
+    with warnings.catch_warnings():
+        # With as few rows the probes are many times the same: the standard error may stay just above rtol, and is said.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimate = norm(A, "nuc", method="estimate", rng=seed)
+    assert abs(estimate - sigma.sum()) <= 6e-2 * sigma.sum() + lost
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -293,3 +299,18 @@ def test_an_adjoint_that_is_missing():
         with pytest.raises(TypeError, match=r"^rnla\.norm: A must provide rmatvec"):
             call(A)
     assert rank(A, rng=0) == 1
+
+
+def test_the_frobenius_norm_of_small_matrices_is_not_lost_where_signs_repeat():
+    A = np.random.default_rng(0).standard_normal((6, 6))
+    for seed in range(100):  # 12 products are enough to know all of it
+        assert abs(norm(A, "fro", method="estimate", rng=seed) / np.linalg.norm(A) - 1) <= 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_columns_are_not_singular_for_their_sketch(n):
+    A = np.zeros((200, n))
+    A[:2, 0] = 1.0  # of two rows of signs half agree
+    A[2 : n + 1, 1:] = np.eye(n - 1)
+    for seed in range(200):  # the failure probability of 64 rows of signs is below 1e-9
+        assert cond(A, rng=seed) <= 3 * np.sqrt(2.0)

@@ -231,7 +231,9 @@ def test_repr_says_what_was_found():
     [
         ({"k": 0}, r"k must be in 1\.\.12"),
         ({"k": 13}, r"k must be in 1\.\.12"),
-        ({"k": None}, r"one of k, rtol and atol must be given"),
+        ({"k": None}, r"one of k, rtol and rank must be given"),
+        ({"center": "yes"}, r"center must be one of True, False; got 'yes'"),
+        ({"scale": 2}, r"scale must be one of True, False; got 2"),
         ({"rank": "auto"}, r"rank must be one of None, 'gavish-donoho'; got 'auto'"),
         ({"k": None, "rank": "gavish-donoho", "rtol": 0.1}, r"only one of rtol and rank"),
         ({"tol": -1.0}, r"tol must be finite and not negative"),
@@ -264,3 +266,19 @@ def test_passes_are_bounded():
     A = points(300, 200, name="flat")
     with pytest.warns(rnla.ConvergenceWarning, match="max_passes = 4 reached"):
         assert not pca(A, 10, max_passes=4, tol=1e-6, rng=0).info.converged
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e-150, 1e150, 1e300])
+@pytest.mark.parametrize("method", ["auto", "covariance", "krylov"])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_extreme_units(scale, method, standardise):
+    A = points(80, 12)
+    with np.errstate(over="ignore"):  # of a variance that is out of range
+        found = pca(A * scale, 3, method=method, scale=standardise, rng=0)
+    wanted = pca(A, 3, method=method, scale=standardise, rng=0)
+    unit = 1.0 if standardise else scale
+    assert np.abs(found.singular_values / unit / wanted.singular_values - 1).max() <= 1e-12
+    assert np.abs(found.explained_variance_ratio - wanted.explained_variance_ratio).max() <= 1e-12
+    assert abs(found.info.error_estimate - wanted.info.error_estimate) <= 1e-7
+    if standardise:
+        assert np.abs(found.scale / scale / wanted.scale - 1).max() <= 1e-12

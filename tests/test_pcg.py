@@ -358,3 +358,11 @@ def test_what_is_no_square_matrix_is_refused():
         pcg(np.ones((3, 4)), np.ones(3))
     with pytest.raises(ValueError, match=r"^rnla\.pcg: A must be Hermitian"):
         pcg(np.triu(np.ones((40, 40))), np.ones(40), mu=1.0, rng=0)
+
+
+@pytest.mark.parametrize("precond", ["nystrom", "rpcholesky"])
+def test_no_advice_is_given_that_cannot_be_followed(precond):
+    A = np.diag(np.arange(10.0, 40.0)) + np.triu(np.ones((30, 30)), 1)
+    with pytest.raises(ValueError, match=r"^rnla\.pcg: A must be Hermitian; ") as caught:
+        pcg(A, np.ones(30), precond=precond, rng=0)
+    assert "check=False" not in str(caught.value)

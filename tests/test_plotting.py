@@ -143,6 +143,22 @@ def test_convergence_draws_the_history_of_a_result(ax):
     assert drawn(ax).tolist() == [[record.seconds, record.error] for record in finite]
 
 
+def test_convergence_draws_the_standard_errors_of_an_estimate(ax):
+    result = rnla.trace(np.diag(1.0 / np.arange(1.0, 301.0)), rtol=1e-3, rng=0)
+    rnla.plotting.convergence(result, ax, tol=1e-3 * result.value)
+    assert [y for _, y in drawn(ax)] == [stderr for _, _, stderr in result.history if stderr > 0]
+
+
+def test_errors_against_rank_of_a_truncation_are_those_of_the_whole():
+    from matplotlib.figure import Figure
+
+    result = rnla.svd(matrix_with_spectrum(60, 40, spectrum("slow", 40), rng=0), 9, rng=0)
+    whole, part = (
+        np.array(drawn(rnla.plotting.error_against_rank(x, Figure().subplots()))) for x in (result, result.truncate(4))
+    )
+    assert np.abs(whole[:5] - part).max() <= 1e-12
+
+
 def test_convergence_draws_the_history_of_a_solver(ax):
     rnla.plotting.convergence(SimpleNamespace(history=np.array([1.0, 0.5])), ax)
     assert drawn(ax).tolist() == [[1, 1], [2, 0.5]]

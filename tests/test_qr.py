@@ -334,3 +334,13 @@ def test_values_that_are_not_finite_are_refused(value, options, shape):
     A[33, 11] = value
     with pytest.raises(ValueError, match=r"^rnla\.qr: A must be finite"):
         qr(A, rng=0, **options)
+
+
+@pytest.mark.parametrize("shape", [(9, 1), (9, 2), (30, 3), (200, 3), (2, 2), (8, 8)])
+def test_few_columns_are_independent_in_their_sketch(shape):
+    A = np.zeros(shape)
+    A[: shape[1]] = np.linalg.qr(np.random.default_rng(0).standard_normal((shape[1],) * 2))[0]
+    for seed in range(100):  # in a sketch of 2 n rows of signs, a tenth of these have dependent columns
+        Q, R, P = qr(A, pivoting=True, method="cqrrpt", rng=seed)
+        assert R.shape == (shape[1],) * 2
+        assert np.abs(Q @ R - A[:, P]).max() <= 1e-14

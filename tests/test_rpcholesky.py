@@ -458,3 +458,11 @@ def test_objects_that_break_their_promise_are_refused():
     A.shape = (20, 19)
     with pytest.raises(ValueError, match=r"^rnla\.rpcholesky: A must be square"):
         rpcholesky(A, 3)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_products_of_the_diagonal_may_be_out_of_range(scale):
+    A = with_eigenvalues(1.0 / np.arange(1.0, 31.0), rng=0)
+    found, wanted = (rpcholesky(X, 5, rng=0) for X in (A * scale, A))
+    assert found.pivots.tolist() == wanted.pivots.tolist()
+    assert abs(found.trace_error / scale / wanted.trace_error - 1) <= 1e-12

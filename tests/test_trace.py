@@ -382,3 +382,11 @@ def test_slow_decay_is_no_worse_than_hutchinson_by_much():
         return np.sqrt(np.mean((found - values.sum()) ** 2))
 
     assert error("auto") <= 1.5 * error("hutchinson")
+
+
+@pytest.mark.parametrize("method", ["xtrace", "xnystrace"])
+def test_signs_that_repeat_are_not_taken_for_a_matrix_of_low_rank(method):
+    # Two vectors of five signs agree up to a sign with probability 1/16: in 100 draws not once with one of 0.2 %.
+    X = np.random.default_rng(0).standard_normal((5, 5))
+    found = [trace(X @ X.T, 4, method=method, probe="rademacher", rng=seed) for seed in range(100)]
+    assert all(result.stderr > 0 for result in found)

@@ -12,6 +12,7 @@ from bench import (
     bench_nystrom,
     bench_pca,
     bench_qr,
+    bench_scale,
     bench_streaming,
     bench_svd,
     bench_trace,
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "lstsq": bench_lstsq,
     "trace": bench_trace,
     "streaming": bench_streaming,
+    "scale": bench_scale,
     "kernels": bench_kernels,
     "import": bench_import,
 }
@@ -48,6 +50,8 @@ def result_name(options):
     """Return the name of the results: a part of a benchmark must not overwrite those of the whole."""
     settings = vars(options)
     sizes = [size for size in ("quick", "tiny") if settings.get(size)]
+    if settings.get("gb") and not sizes:
+        sizes = [f"{settings['gb']:g}gb"]
     part = ["part"] if settings.get("only") or settings.get("peers", "*") != "*" else []
     return "-".join([options.benchmark, *sizes, *filter(None, [settings.get("table")]), *part])
 

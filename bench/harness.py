@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-VERSIONS = ("numpy", "scipy", "numba", "scikit-learn", "torch", "dask", "fbpca", "primme")
+VERSIONS = ("numpy", "scipy", "numba", "scikit-learn", "torch", "dask", "distributed", "zarr", "fbpca", "primme")
 
 
 def race(ours, peer, *, repeats, budget, clock=time.perf_counter):

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from bench.harness import number
+from rnla._dask_graph import FAN_IN
 
 TITLE = "cost model: 10 TB of float32 on 100 workers"
 DOUBLE = 8  # bytes of an entry of a partial sum
@@ -18,7 +19,7 @@ class Cluster:
     network: float = 1.25e9  # bytes a second into and out of each worker
     flops: float = 200e9  # a second of each worker, in products of tall blocks in single precision
     threads: int = 4  # blocks that a worker holds at the same time, and one more that is being read
-    fan_in: int = 8  # partial sums that one task adds
+    fan_in: int = FAN_IN  # partial sums that one task adds
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,14 @@ def cost(job, cluster):
     reading = size / workers / cluster.disk
     multiplying = 4 / job.reads_per_step * m * n * width / workers / cluster.flops
     tall = math.ceil(m / workers) * width * job.itemsize
+    # What a task adds are sums as long as its block is wide: the whole of n if blocks have whole rows.
+    piece = n if job.reads_per_step == 1 else min(n, math.isqrt(job.block_bytes // job.itemsize))
+    adding = (cluster.fan_in + 1) * piece * width * DOUBLE
     return {
         "size": size,
         "reads": reads,
         "network_pass": workers * (sent + summed),
-        "memory": (cluster.threads + 1) * job.block_bytes + 2 * tall + cluster.fan_in * summed + sent,
+        "memory": (cluster.threads + 1) * job.block_bytes + 2 * tall + cluster.threads * adding + sent,
         "bound": 4 * job.block_bytes + 4 * (math.ceil(m / workers) + n) * width * job.itemsize,
         "reading": reading,
         "multiplying": multiplying,

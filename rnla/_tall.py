@@ -147,7 +147,8 @@ def like(X, Y):
 
 
 def _blocks(Y):
-    return list(Y.to_delayed().ravel())
+    """Return the chunks of rows of a dask array; one that the user has cut by columns too is put together there."""
+    return list(Y.rechunk({1: -1}).to_delayed().ravel())
 
 
 def _mapped(name, function, count, *blocks, **options):

@@ -191,8 +191,8 @@ def test_the_cost_model_adds_up():
     assert found["reads"] == 5
     # X has 1000 x 20 numbers of 4 bytes, and its image as many of 8.
     assert found["network_pass"] == 64 * (80_000 + 160_000)
-    # Three blocks, two parts of a tall factor of 100 rows, eight sums and X.
-    assert found["memory"] == 3 * 1000 + 2 * 100 * 20 * 4 + 8 * 160_000 + 80_000
+    # Three blocks, two parts of a tall factor of 100 rows, eight sums and their total in each of two threads, and X.
+    assert found["memory"] == 3 * 1000 + 2 * 100 * 20 * 4 + 2 * 9 * 160_000 + 80_000
     assert found["bound"] == 4 * 1000 + 4 * (100 + 1000) * 20 * 4
     assert found["reading"] == pytest.approx(25.6e6 / 64 / 1e8)
     assert found["multiplying"] == pytest.approx(4 * 6.4e6 * 20 / 64 / 1e9)
@@ -200,6 +200,9 @@ def test_the_cost_model_adds_up():
     assert found["seconds"] == pytest.approx(5 * (8e-3 + 3.84))
     twice = scale_model.cost(scale_model.Job((6400, 1000), 15, 3, reads_per_step=2), cluster)
     assert twice["reads"] == 8
+    # Square blocks of 128 MiB have 5792 columns, more than there are; ten thousand are cut.
+    cut = scale_model.cost(scale_model.Job((6400, 10_000), 15, 3, reads_per_step=2), cluster)
+    assert cut["memory"] == 3 * 2**27 + 2 * 100 * 25 * 4 + 2 * 9 * 5792 * 25 * 8 + 10_000 * 25 * 4
 
 
 def test_weak_scaling_is_judged_for_each_read():

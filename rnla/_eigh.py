@@ -123,7 +123,8 @@ def eigh(A, k=None, *, which="LM", M=None, solve=None, rtol=None, atol=None, tol
     Notes
     -----
     Passes over `A`: one for every block, and one for ``||A||_F`` where `A` is in memory. Memory: ``max_basis`` columns
-    of length n, twice that with `M`. Flops beyond the products: about ``4 n c**2`` for a basis of c columns.
+    of length n, twice that with `M`; those are in memory also where `A` is a dask array, whose blocks are multiplied
+    where they are. Flops beyond the products: about ``4 n c**2`` for a basis of c columns.
 
     References
     ----------

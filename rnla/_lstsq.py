@@ -174,7 +174,8 @@ def lstsq(A, b, *, method="auto", damp=0.0, tol="backward", sketch_ratio=None, r
     the Gram matrix of ``A P``, one for each refinement and for the last check, 1 to 3 up to condition number 1e12.
     Elsewhere one for the sketch (n products with an operator), and about 25 with two products each. Further flops
     ``O(d n**2)``; further memory the sketch, d times n numbers, and one block of rows. A matrix that is neither tall
-    nor wide enough for a sketch is brought into memory.
+    nor wide enough for a sketch is brought into memory. Of a tall dask array the rows are sketched and multiplied where
+    they are; b and one residual for each right-hand side are in memory.
 
     References
     ----------

@@ -275,6 +275,8 @@ def _dask(A, caller):
     if len(A.shape) == 2 and any(side != side for chunks in A.chunks for side in chunks):
         raise ValueError(f"{caller}: A must have known chunk sizes, see A.compute_chunk_sizes(); got {A.chunks}.")
     _check_shape(A.shape, caller)
+    if any(0 in chunks for chunks in A.chunks):  # as selections leave them
+        A = A.rechunk(tuple(tuple(side for side in chunks if side) for chunks in A.chunks))
     from rnla._dask_blocks import csr_blocks
     from rnla._matrix_dask import Dask
 

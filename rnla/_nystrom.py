@@ -102,9 +102,9 @@ def nystrom(A, k=None, *, rtol=None, atol=None, norm="fro", n_iter=0, sketch="ga
 
     Notes
     -----
-    One product with k columns, ``n_iter`` more, and about ``14 n k**2`` flops; memory for 4 blocks of shape (n, k). For
-    a real Gaussian test matrix and any ``r <= k - 2`` the expected trace of the error is at most
-    ``1 + r / (k - r - 1)`` times the sum of all eigenvalues beyond the r-th.
+    One product with k columns, ``n_iter`` more, and about ``14 n k**2`` flops; memory for 4 blocks of shape (n, k),
+    also where `A` is a dask array. For a real Gaussian test matrix and any ``r <= k - 2`` the expected trace of the
+    error is at most ``1 + r / (k - r - 1)`` times the sum of all eigenvalues beyond the r-th.
 
     References
     ----------

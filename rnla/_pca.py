@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from rnla._backend import adjoint, check_finite, eps_of, from_host, key_from_rng, real_dtype, to_host
+from rnla._dask_graph import computed
 from rnla._errors import AccuracyWarning
 from rnla._lowrank import SVDInfo
 from rnla._matrix import as_matrix
-from rnla._matrix_views import adjoint_product, wide_dtype
+from rnla._matrix_views import RUN, adjoint_product, wide_dtype
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     check_choice,
@@ -28,6 +30,8 @@ from rnla._svd import METHODS, flipped, svd_as
 COVARIANCE_SIDE = 1500  # features up to which the covariance matrix may be formed ...
 COVARIANCE_BLOCKS = 12  # ... if they are at most this many times k + 10: else a Krylov iteration multiplies less
 TINY = 1e-280  # squares below it may have lost digits to underflow
+FIRST_ROWS = 256  # whose mean is the origin about which the others are summed
+CANCELLATION = 4.0  # squares of a mean to be subtracted, over the largest eigenvalue: five times its rounding at most
 PROBES = 32  # random vectors that estimate the variance which is left, where the entries are out of reach
 
 
@@ -80,10 +84,11 @@ class PCAResult:
         Parameters
         ----------
         A : matrix of any kind that `rnla.svd` accepts, shape (rows, n)
-            Rows in the units of the matrix that was analysed.
+            Rows in the units of the matrix that was analysed. The coordinates of a dask array whose rows are cut into
+            chunks are a dask array, computed and held by the workers.
         """
         caller = "rnla.PCAResult.transform"
-        M = as_matrix(A, caller)
+        M = as_matrix(A, caller).spread()
         n = self.components.shape[1]
         if M.shape[1] != n:
             raise ValueError(f"{caller}: A must have {n} columns; got shape {M.shape}.")
@@ -119,8 +124,9 @@ def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, 
         rng=None, callback=None, progress=False, block_bytes=None):  # fmt: skip
     """Find the directions in which the rows of `A` vary most.
 
-    Passes over `A`: one for the means, one more for `scale`, then those of the method: one for ``covariance``, those of
-    `rnla.svd` otherwise, and one for the total variance. Dense matrices are centred by blocks, sparse ones implicitly.
+    Passes over `A`: for ``covariance`` one in all, two if the first rows do not tell where the others are; else one for
+    the means, one more for `scale`, those of `rnla.svd`, and one for the total variance. Dense matrices are centred by
+    blocks, sparse ones implicitly.
 
     Parameters
     ----------
@@ -206,16 +212,20 @@ def pca(A, k=None, *, center=True, scale=False, rtol=None, rank=None, tol=1e-2, 
     passes, matvecs = M.counter.passes, M.counter.matvecs
 
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is found below
-            mean = M.col_mean() if center else M.xp.zeros((n,), dtype=M.dtype, device=M.device)
-        check_finite(mean, caller, "A", M)
         count = k if rank is None else max(k or 0, min(m, n) // 2 + 1)  # up to the median
+        squared = method == "covariance" or (method == "auto" and _few_features(M, count, rtol))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found below
+            mean, moments = _moments(M) if squared and center and not scale else (None, None)
+            if mean is None:
+                mean = M.col_mean() if center else M.xp.zeros((n,), dtype=M.dtype, device=M.device)
+        check_finite(mean, caller, "A", M)
 
         def run(view, factor):
             deviation = _standard_deviations(view, mean * factor, key, caller) if scale else None
             view = view if deviation is None else view.column_scaled(1 / deviation)
-            if method == "covariance" or (method == "auto" and _few_features(view, count, rtol)):
-                found = _by_covariance(view, count, rtol, tol, method == "covariance", key, monitor, caller)
+            if squared:
+                known = moments if factor == 1 else None
+                found = _by_covariance(view, known, count, rtol, tol, method == "covariance", key, monitor, caller)
                 if found is not None:
                     return found, deviation
             monitor.close()  # the decomposition shows its own
@@ -267,19 +277,80 @@ def _few_features(view, count, rtol):
     )
 
 
-def _by_covariance(view, count, rtol, tol, insist, key, monitor, caller):
-    """Return s, V, info and the sum of all squares, or None if squares cannot resolve what is asked for."""
+def _moments(M):
+    """Return the mean of the rows and the sum of the squares of what is left, from one read of them; or None, None.
+
+    The second is (n, n), and comes with the norm of the correction that was subtracted: sums are about the mean of the
+    first rows, or about zero if that is near.
+    """
+    xp, m = M.xp, M.shape[0]
+    first = _first_rows(M)
+    if first is None:
+        return None, None
+    wide = to_host(first)
+    shift = wide.mean(axis=0)
+    if not np.isfinite(shift).all():
+        return None, None
+    if len(wide) * np.sum(np.abs(shift) ** 2) <= CANCELLATION * np.linalg.norm(wide - shift, 2) ** 2:
+        shift = np.zeros_like(shift)  # saves a copy of every block
+    x0 = from_host(shift, xp, M.dtype, M.device)
+    total = M.sum_over_rows(partial(_moments_of_rows, x0 if shift.any() else None))
+    if total is None:
+        return None, None
+    total = to_host(total)
+    G, offset = total[:-1], total[-1] / m
+    if not np.all(np.isfinite(G)):
+        return None, None
+    G = G - m * np.outer(offset.conj(), offset)
+    known = (G + G.conj().T) / 2, m * float(np.sum(np.abs(offset) ** 2))
+    return from_host(to_host(x0) + offset, xp, M.dtype, M.device), known
+
+
+def _first_rows(M):
+    """Return some rows without reading the others, or None."""
+    rows = slice(0, min(FIRST_ROWS, M.shape[0]))
+    if M.array is not None:
+        return M.array[rows, :]
+    if M.kind == "file" and hasattr(M.storage, "read"):
+        return M.storage.read(rows, slice(0, M.shape[1]))
+    if M.kind == "dask":
+        blocks = M.storage.source.dask_array[rows, :]
+        return None if M.storage.source.sparse else computed(blocks)[0]
+    return None
+
+
+def _moments_of_rows(x0, start, rows):
+    """Return the sum of the squares of rows less x0, and as one more row that of the rows themselves, less x0."""
+    xp = array_namespace(rows)
+    rows = rows if x0 is None else rows - x0
+    wide = wide_dtype(rows.dtype, xp)
+    whole = rows.shape[0] - rows.shape[0] % RUN
+    # Runs are added in their own precision, and the runs in double: as exact as the products, and twice as fast.
+    runs = xp.sum(xp.reshape(rows[:whole, :], (-1, RUN, rows.shape[1])), axis=1)
+    sums = xp.sum(runs, axis=0, dtype=wide) + xp.sum(rows[whole:, :], axis=0, dtype=wide)
+    return xp.concat([xp.astype(adjoint_product(rows, rows), wide, copy=False), sums[None, :]], axis=0)
+
+
+def _by_covariance(view, known, count, rtol, tol, insist, key, monitor, caller):
+    """Return s, V, info and the sum of all squares, or None if squares cannot resolve what is asked for.
+
+    What `_moments` knows saves the read.
+    """
     from scipy.linalg import eigh
 
     xp, n, eps = view.xp, view.shape[1], eps_of(view.xp, view.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = view.sum_over_rows(_gram_of_rows)
-    if total is None:
-        raise ValueError(f"{caller}: method 'covariance' needs rows of A at hand; got A of kind {view.kind!r}.")
-    G = to_host(total)
+    G, correction = (None, 0.0) if known is None else known
+    if G is None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            G = view.sum_over_rows(_gram_of_rows)
+        if G is None:
+            raise ValueError(f"{caller}: method 'covariance' needs rows of A at hand; got A of kind {view.kind!r}.")
+        G = to_host(G)
     _check_squares(view, float(np.trace(G).real), key, caller)
     kept = n if count is None else count
     values, vectors = eigh(G, subset_by_index=(n - kept, n - 1), check_finite=False)
+    if correction > CANCELLATION * values[-1]:  # its rounding would show: rows that drift
+        return _by_covariance(view, None, count, rtol, tol, insist, key, monitor, caller)
     values, vectors, trace = np.maximum(values[::-1], 0.0), vectors[:, ::-1], float(np.trace(G).real)
     met = True
     if rtol is not None:

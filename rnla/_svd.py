@@ -138,7 +138,7 @@ def svd(A, k=None, *, rtol=None, atol=None, tol=1e-2, method="auto", n_oversampl
     caller are `max_basis` columns of the side that is not kept with the workers, and theirs holds that many of the
     other for ``krylov`` and the precision runs, ``k + n_oversamples`` elsewhere. `A` is read in one go as above if a
     row (column) of blocks has up to 256 MiB or is one block. ``dense`` brings `A` into memory, as ``auto`` does below
-    two million entries.
+    one million entries.
 
     References
     ----------

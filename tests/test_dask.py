@@ -223,6 +223,15 @@ def test_tall_blocks_are_made_orthonormal_whatever_their_condition(cond):
     assert np.abs(np.tril(R, -1)).max() <= 1e-14
 
 
+def test_empty_chunks_do_not_matter():
+    A = matrix_with_spectrum(60, 20, spectrum("poly1", 20), rng=0)
+    lazy = da.concatenate([da.empty((0, 20)), da.from_array(A[:25]), da.empty((0, 20)), da.from_array(A[25:])])
+    for method in ("gram", "krylov", "rowstream"):
+        U, S, _ = rnla.svd(lazy, 3, method=method, tol=1e-8, rng=0)
+        assert np.abs(S - 1 / np.arange(1, 4)).max() <= 1e-3
+        assert_orthonormal(host(U))
+
+
 def test_estimates_of_the_error_take_dask_arrays():
     A = matrix_with_spectrum(200, 40, spectrum("slow", 40), rng=0)
     lazy = da.from_array(A, chunks=(30, -1))

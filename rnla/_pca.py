@@ -311,8 +311,8 @@ def _first_rows(M):
     rows = slice(0, min(FIRST_ROWS, M.shape[0]))
     if M.array is not None:
         return M.array[rows, :]
-    if M.kind == "file" and hasattr(M.storage, "read"):
-        return M.storage.read(rows, slice(0, M.shape[1]))
+    if M.kind == "file" and getattr(M.storage, "row_tile", None):  # no more than the block that the user allows
+        return M.storage.read(slice(0, min(rows.stop, M.storage.row_tile[0])), slice(0, M.shape[1]))
     if M.kind == "dask":
         blocks = M.storage.source.dask_array[rows, :]
         return None if M.storage.source.sparse else computed(blocks)[0]

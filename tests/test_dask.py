@@ -228,7 +228,7 @@ def test_empty_chunks_do_not_matter():
     lazy = da.concatenate([da.empty((0, 20)), da.from_array(A[:25]), da.empty((0, 20)), da.from_array(A[25:])])
     for method in ("gram", "krylov", "rowstream"):
         U, S, _ = rnla.svd(lazy, 3, method=method, tol=1e-8, rng=0)
-        assert np.abs(S - 1 / np.arange(1, 4)).max() <= 1e-3
+        assert np.abs(S - 1 / np.arange(1, 4)).max() <= (1e-2 if method == "rowstream" else 1e-10)
         assert_orthonormal(host(U))
 
 

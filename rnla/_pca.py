@@ -13,7 +13,7 @@ from rnla._dask_graph import computed
 from rnla._errors import AccuracyWarning
 from rnla._lowrank import SVDInfo
 from rnla._matrix import as_matrix
-from rnla._matrix_views import RUN, adjoint_product, wide_dtype
+from rnla._matrix_views import RUN, adjoint_product, spans, wide_dtype
 from rnla._progress import Monitor
 from rnla._rangefinder import (
     check_choice,
@@ -30,8 +30,10 @@ from rnla._svd import METHODS, flipped, svd_as
 COVARIANCE_SIDE = 1500  # features up to which the covariance matrix may be formed ...
 COVARIANCE_BLOCKS = 12  # ... if they are at most this many times k + 10: else a Krylov iteration multiplies less
 TINY = 1e-280  # squares below it may have lost digits to underflow
+LARGE_ENTRIES = 2**26  # of a block of rows in double precision that is squared as it is
 FIRST_ROWS = 256  # whose mean is the origin about which the others are summed
 CANCELLATION = 4.0  # squares of a mean to be subtracted, over the largest eigenvalue: five times its rounding at most
+UNSEEN = 1e-12  # or relative rounding of the smallest eigenvalue that is asked for
 PROBES = 32  # random vectors that estimate the variance which is left, where the entries are out of reach
 
 
@@ -291,10 +293,12 @@ def _moments(M):
     shift = wide.mean(axis=0)
     if not np.isfinite(shift).all():
         return None, None
-    if len(wide) * np.sum(np.abs(shift) ** 2) <= CANCELLATION * np.linalg.norm(wide - shift, 2) ** 2:
+    rest = wide - shift
+    largest = np.linalg.eigvalsh(rest @ rest.conj().T)[-1]
+    if _harmless(len(wide) * np.sum(np.abs(shift) ** 2), largest, largest, eps_of(xp, M.dtype)):
         shift = np.zeros_like(shift)  # saves a copy of every block
     x0 = from_host(shift, xp, M.dtype, M.device)
-    total = M.sum_over_rows(partial(_moments_of_rows, x0 if shift.any() else None))
+    total = M.sum_over_rows(partial(_moments_of_rows, x0)) if shift.any() else _moments_about_zero(M)
     if total is None:
         return None, None
     total = to_host(total)
@@ -304,6 +308,11 @@ def _moments(M):
     G = G - m * np.outer(offset.conj(), offset)
     known = (G + G.conj().T) / 2, m * float(np.sum(np.abs(offset) ** 2))
     return from_host(to_host(x0) + offset, xp, M.dtype, M.device), known
+
+
+def _harmless(correction, largest, smallest, eps):
+    """Say whether the rounding of a correction shows in no eigenvalue: beside that of the largest, or at all."""
+    return correction <= CANCELLATION * largest or eps * correction <= UNSEEN * smallest
 
 
 def _first_rows(M):
@@ -317,6 +326,16 @@ def _first_rows(M):
         blocks = M.storage.source.dask_array[rows, :]
         return None if M.storage.source.sparse else computed(blocks)[0]
     return None
+
+
+def _moments_about_zero(M):
+    if M.array is None:
+        return M.sum_over_rows(partial(_moments_of_rows, None))
+    # Nothing is copied: blocks may be as large as BLAS likes them, in single precision as far as its sums are exact.
+    M.counter.passes += 1
+    entries = LARGE_ENTRIES if eps_of(M.xp, M.dtype) < 1e-10 else LARGE_ENTRIES // 4
+    blocks = (M.array[rows, :] for rows in spans(M.shape[0], max(entries // M.shape[1], 1)))
+    return sum(_moments_of_rows(None, 0, rows) for rows in blocks)
 
 
 def _moments_of_rows(x0, start, rows):
@@ -349,7 +368,7 @@ def _by_covariance(view, known, count, rtol, tol, insist, key, monitor, caller):
     _check_squares(view, float(np.trace(G).real), key, caller)
     kept = n if count is None else count
     values, vectors = eigh(G, subset_by_index=(n - kept, n - 1), check_finite=False)
-    if correction > CANCELLATION * values[-1]:  # its rounding would show: rows that drift
+    if not _harmless(correction, values[-1], values[0], eps):  # rows that drift
         return _by_covariance(view, None, count, rtol, tol, insist, key, monitor, caller)
     values, vectors, trace = np.maximum(values[::-1], 0.0), vectors[:, ::-1], float(np.trace(G).real)
     met = True

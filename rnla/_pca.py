@@ -291,10 +291,11 @@ def _moments(M):
         return None, None
     wide = to_host(first)
     shift = wide.mean(axis=0)
-    if not np.isfinite(shift).all():
-        return None, None
     rest = wide - shift
-    largest = np.linalg.eigvalsh(rest @ rest.conj().T)[-1]
+    squares = rest @ rest.conj().T
+    if not (np.isfinite(shift).all() and np.isfinite(squares).all()):
+        return None, None
+    largest = np.linalg.eigvalsh(squares)[-1]
     if _harmless(len(wide) * np.sum(np.abs(shift) ** 2), largest, largest, eps_of(xp, M.dtype)):
         shift = np.zeros_like(shift)  # saves a copy of every block
     x0 = from_host(shift, xp, M.dtype, M.device)

@@ -7,9 +7,7 @@ import numpy as np
 
 from rnla._matrix_views import Storage, adjoint_product, place_of, spans, sum_of_squares, wide_dtype
 
-BLOCK_BYTES = (
-    64 * 2**20
-)  # default: large enough for full speed of disk and BLAS, small against the memory of any machine
+BLOCK_BYTES = 64 * 2**20  # by default: enough for full speed of disk and BLAS, little beside the memory of any machine
 RUN_BYTES = 4096  # shortest contiguous run worth reading: one page
 
 

@@ -9,6 +9,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -190,7 +191,6 @@ def test_the_end_by_callback_is_an_end(file, state):
 
 
 def test_other_libraries_of_arrays(A, state):
-    torch = pytest.importorskip("torch")
     T = torch.asarray(A)
     expected = run(T)
     with pytest.raises(Interrupted):

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import problems
@@ -154,7 +155,6 @@ def test_every_pickle_protocol(protocol):
 
 
 def test_results_of_torch_are_pickled():
-    torch = pytest.importorskip("torch")
     result = rnla.svd(torch.eye(90, dtype=torch.float64), 3, rng=0)
     other = pickle.loads(pickle.dumps(result))
     assert torch.equal(other.U, result.U)

@@ -6,7 +6,7 @@ Functions of a module, not of a class: workers in other processes find them by n
 import numpy as np
 from array_api_compat import array_namespace
 
-from rnla._matrix_views import adjoint_product, sum_of_squares, wide_dtype
+from rnla._matrix_views import adjoint_product, gram_product, sum_of_squares, wide_dtype
 
 
 def csr_blocks(A, dtype):
@@ -85,10 +85,9 @@ def backward(B, Y, mean=None):
 
 def gram(B, X, mean=None):
     """Return ``(B - mean)^H (B - mean) X`` for whole rows, with such an axis in front."""
-    B = minus(B, mean)
-    implicit = mean is not None and _is_sparse(B)
-    Y = B @ X - mean @ X if implicit else B @ X
-    return _adjoint_product(B, Y, mean if implicit else None)[None, :, :]
+    if not _is_sparse(B):
+        return gram_product(minus(B, mean), X)[None, :, :]
+    return _adjoint_product(B, B @ X if mean is None else B @ X - mean @ X, mean)[None, :, :]
 
 
 def _adjoint_product(B, Y, mean):

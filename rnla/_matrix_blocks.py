@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from rnla._matrix_views import Storage, adjoint_product, place_of, spans, sum_of_squares, wide_dtype
+from rnla._matrix_views import Storage, adjoint_product, gram_product, place_of, spans, sum_of_squares, wide_dtype
 
 BLOCK_BYTES = 64 * 2**20  # by default: enough for full speed of disk and BLAS, little beside the memory of any machine
 RUN_BYTES = 4096  # shortest contiguous run worth reading: one page
@@ -50,7 +50,7 @@ class Blocked(Storage):
             return super().gram_matmat(X)
         Z = self._zeros(self.shape[1], X.shape[1])
         for _, _, B in self._tiles(self.row_tile):
-            Z += adjoint_product(B, B @ X)
+            Z += gram_product(B, X)
         return self.xp.astype(Z, self.dtype, copy=False)
 
     def adjoint_gram_matmat(self, Y):

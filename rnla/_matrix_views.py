@@ -9,6 +9,7 @@ from array_api_compat import array_namespace, device, is_numpy_array
 from rnla._backend import adjoint, columns
 
 RUN = 256  # entries whose squares are summed in their own precision: rounding of the total is far below its unit
+PANEL_BYTES = 4 * 2**20  # rows of A that a cache still holds when they are multiplied with a second time
 
 
 class Storage:
@@ -338,9 +339,21 @@ def _multiples(alpha, blocks):
 def adjoint_product(B, Y):
     """Return ``B^H Y``; only the thin `Y` and the result are conjugated, never `B`."""
     xp = array_namespace(B, Y)
+    if is_numpy_array(B) and B.flags.c_contiguous:  # (Y^H B)^H reads B along its rows: up to a third faster
+        return np.ascontiguousarray((Y.conj().T @ B).conj().T)
     if xp.isdtype(B.dtype, "complex floating"):
         return xp.conj(B.T @ xp.conj(Y))
     return B.T @ Y
+
+
+def gram_product(B, X):
+    """Return ``B^H (B X)``; a block in memory is taken in panels that are still in the cache for the second product."""
+    if not is_numpy_array(B):
+        return adjoint_product(B, B @ X)
+    step = max(1, PANEL_BYTES // max(1, B.shape[1] * B.itemsize))
+    if not X.shape[1] <= step < B.shape[0]:  # products with too few rows are slow
+        return adjoint_product(B, B @ X)
+    return sum(adjoint_product(B[part], B[part] @ X) for part in spans(B.shape[0], step))
 
 
 def wide_dtype(dtype, xp):

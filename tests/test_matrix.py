@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from rnla import _matrix_blocks, _matrix_dask
+from rnla import _matrix_blocks, _matrix_dask, _matrix_views
 from rnla._backend import eps_of
 from rnla._matrix import as_matrix
 
@@ -674,3 +674,15 @@ def test_dtype_of_an_operator_may_be_missing_or_integer():
     for dtype in (None, "int32"):
         M = as_matrix((lambda x: A @ x, lambda y: A.T @ y, (3, 2), dtype), CALLER)
         assert M.dtype == np.float64
+
+
+@given(complex_dtype=st.booleans(), order=st.sampled_from("CF"), seed=st.integers(0, 50))
+def test_gram_in_panels_is_the_product_with_the_adjoint(complex_dtype, order, seed):
+    draw = np.random.default_rng(seed)
+    B, X = (draw.standard_normal(shape) + complex_dtype * 1j * draw.standard_normal(shape) for shape in [(41, 7), (7, 3)])
+    B = np.asarray(B if complex_dtype else B.real, order=order)
+    X = X if complex_dtype else X.real
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_matrix_views, "PANEL_BYTES", 10 * 7 * B.itemsize)  # four panels and one more row
+        found = _matrix_views.gram_product(B, X)
+    np.testing.assert_allclose(found, B.conj().T @ (B @ X), rtol=1e-13, atol=1e-12)

@@ -679,9 +679,10 @@ def test_dtype_of_an_operator_may_be_missing_or_integer():
 @given(complex_dtype=st.booleans(), order=st.sampled_from("CF"), seed=st.integers(0, 50))
 def test_gram_in_panels_is_the_product_with_the_adjoint(complex_dtype, order, seed):
     draw = np.random.default_rng(seed)
-    B, X = (draw.standard_normal(shape) + complex_dtype * 1j * draw.standard_normal(shape) for shape in [(41, 7), (7, 3)])
-    B = np.asarray(B if complex_dtype else B.real, order=order)
-    X = X if complex_dtype else X.real
+    B, X = (draw.standard_normal(shape) for shape in [(41, 7), (7, 3)])
+    if complex_dtype:
+        B, X = B + 1j * draw.standard_normal(B.shape), X + 1j * draw.standard_normal(X.shape)
+    B = np.asarray(B, order=order)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_matrix_views, "PANEL_BYTES", 10 * 7 * B.itemsize)  # four panels and one more row
         found = _matrix_views.gram_product(B, X)

@@ -19,6 +19,9 @@ from rnla._pcg import SolveResult, pcg
 from rnla._probing import EstimateResult
 from rnla._qr import PivotedQRResult, QRResult, qr
 from rnla._rangefinder import qb, range_finder
+from rnla._robust_code import RobustCodeResult, robust_code
+from rnla._rpca import robust_pca
+from rnla._rpca_result import RobustPCAResult
 from rnla._rpcholesky import CholeskyResult, rpcholesky
 from rnla._spectral_density import SpectralDensity, spectral_density
 from rnla._streaming import StreamingSVD
@@ -44,6 +47,8 @@ __all__ = [
     "PivotedQRResult",
     "QBResult",
     "QRResult",
+    "RobustCodeResult",
+    "RobustPCAResult",
     "SVDInfo",
     "SVDResult",
     "SolveResult",
@@ -68,6 +73,8 @@ __all__ = [
     "randomized_svd",
     "range_finder",
     "rank",
+    "robust_code",
+    "robust_pca",
     "row_norms",
     "rpcholesky",
     "sketch",

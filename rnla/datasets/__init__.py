@@ -2,6 +2,7 @@
 
 from rnla.datasets._files import load_matrix
 from rnla.datasets._generators import document_term, power_law_graph
+from rnla.datasets._robust_pca import robust_pca_problem
 from rnla.datasets._shipped import load_photograph, load_road_network
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "load_photograph",
     "load_road_network",
     "power_law_graph",
+    "robust_pca_problem",
 ]

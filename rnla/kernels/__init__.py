@@ -8,10 +8,13 @@ _MODULE_OF = {
     "csr_rmatmat": "_csr",
     "fill_normal": "_philox",
     "fwht": "_fwht",
+    "keep_within": "_trimmed",
     "map_blocks": "_threads",
     "num_threads": "_threads",
     "random_words": "_philox",
+    "sampled_residuals": "_trimmed",
     "scatter_signs": "_scatter",
+    "trimmed_fit": "_trimmed",
 }
 
 __all__ = [
@@ -20,10 +23,13 @@ __all__ = [
     "csr_rmatmat",
     "fill_normal",
     "fwht",
+    "keep_within",
     "map_blocks",
     "num_threads",
     "random_words",
+    "sampled_residuals",
     "scatter_signs",
+    "trimmed_fit",
 ]
 
 

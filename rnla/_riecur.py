@@ -1,0 +1,265 @@
+"""Trimmed Riemannian CUR iteration for robust PCA: sampled rows and columns, a tangent step, a retraction.
+
+The data's way: `Samples` hands out some rows and columns; their residuals are measured against the present point; the
+few that are large are left out; least squares on the others give a step in the tangent space; `retract` returns to rank
+k. The bound beyond which a residual counts as large falls with the residuals themselves. Once it has sunk into noise
+the iteration restores its best point and refits with bounds for every row and column: phase 2.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from rnla import kernels
+from rnla._backend import adjoint, eps_of, from_host, host_svd, real_dtype, to_host
+from rnla._orth import orth
+from rnla._riemannian import Point, Tangent, pseudoinverse, retract, tangent_of
+from rnla._rpca_entries import residual_sides
+from rnla._rpca_result import RobustRecord
+
+SHARE = 0.1  # quantile of the moduli of residuals that measures their scale: 0.126 sigma, if they are Gaussian
+HIGH, LOW = 50.0, 25.0  # bounds in units of that quantile: 6.3 and 3.1 sigma
+GAUSSIAN_QUANTILE, GAUSSIAN_MEDIAN = 0.1257, 0.6745
+REFITS = 4  # iterations of phase 2
+RIDGE = 1e-8  # relative: rows with fewer entries than coefficients must not fail
+UNIFORM = 0.4  # rms over bound above which residuals fill the interval (0.577 does): what is left out is noise
+
+
+class Iterate(NamedTuple):
+    """Where an iteration ended."""
+
+    point: Point
+    status: str  # "converged", "noise_floor", "max_iter", "stopped" or "zero"
+    z_row: np.ndarray  # (m,), bounds within which residuals count as fitted
+    z_col: np.ndarray  # (n,)
+    kept: float  # share of the sampled entries that were fitted
+    scale: float  # of the residuals, relative to that of the entries of L
+    records: tuple
+
+
+def riecur(entries, samples, k, *, tol, max_iter, decay, update, noise_floor, monitor, init=None):
+    """Iterate to a fit of rank k; see the head of this file.
+
+    Returns
+    -------
+    Iterate
+    """
+    xp, (m, n) = entries.xp, entries.shape
+    cross = samples.draw()
+    z0, whole = _largest(cross, entries)
+    if z0 == 0:
+        return Iterate(_zero_point(entries, k), "zero", np.zeros(m), np.zeros(n), 1.0, 0.0, ()), 0.0
+    if noise_floor == "auto":  # grey levels held in floating point
+        noise_floor = 1.0 if whole else 0.0
+    floor = max(4 * eps_of(xp, entries.dtype) * z0, noise_floor)
+    point = _start(cross, k) if init is None else init
+    state = _Bounds(z0, decay, floor)
+    trimmed = update == "trimmed"
+    if not trimmed:
+        state.high = math.inf
+    records, status, kept_share, e = [], "max_iter", 1.0, math.inf
+    first = True
+    while len(records) < max_iter:
+        if not first:
+            cross = samples.draw()
+        first = False
+        (E_J, q_row), (E_I, q_col), V_J, U_I = residual_sides(cross, point, SHARE)
+        q_row, q_col = _checked(q_row, entries), _checked(q_col, entries)
+        bounds = state.update(point, q_row, q_col, trimmed)
+        if bounds is None:  # stale: the best point is measured again
+            point = state.point
+            continue
+        z_row, z_col = bounds
+        point, e, kept_share, rms, mean_count = _step(
+            entries, cross, point, E_J, E_I, V_J, U_I, z_row, z_col, trimmed, samples
+        )
+        records.append(RobustRecord(len(records) + 1, e, float(np.median(z_row)), kept_share, monitor.seconds))
+        if monitor(e):
+            status = "stopped"
+            break
+        if state.phase == 2:
+            state.refits += 1
+            if state.refits == REFITS:
+                status = "noise_floor"
+                break
+        elif e < tol:
+            least = min(3 * k / max(mean_count, 1), 0.5)
+            if trimmed and ((rms > UNIFORM * state.z and state.z > floor) or kept_share < least):
+                state.phase, point = 2, state.point
+                continue
+            status = "converged"
+            break
+    scale = _relative_scale(entries, cross, point)
+    return Iterate(point, status, z_row, z_col, kept_share, scale, tuple(records)), floor
+
+
+class _Bounds:
+    """The bound beyond which residuals are outliers, and the best point so far."""
+
+    def __init__(self, z0, decay, floor):
+        self.z, self.decay, self.floor, self.high = z0, decay, floor, HIGH
+        self.phase, self.refits, self.stale = 1, 0, 0
+        self.best, self.point = math.inf, None
+        self.patience = math.ceil(3.5 / -math.log(decay))
+
+    def update(self, point, q_row, q_col, trimmed):
+        """Return the bounds of rows and columns, or None if the best point is to be measured instead of this one."""
+        if self.phase == 2:
+            return tuple(np.maximum(LOW * np.maximum(q, 0), self.floor) for q in (q_row, q_col))
+        quantile = max(_median(q_row), _median(q_col))
+        if quantile < 0.9 * self.best or self.point is None:
+            self.best, self.point, self.stale = quantile, point, 0
+        elif self.z < LOW * quantile:
+            self.stale += 1
+        if trimmed and self.stale >= self.patience:
+            self.phase = 2
+            return None
+        self.z = max(min(self.decay * self.z, self.high * quantile if self.high < math.inf else math.inf), self.floor)
+        return np.full(len(q_row), self.z), np.full(len(q_col), self.z)
+
+
+def _step(entries, cross, point, E_J, E_I, V_J, U_I, z_row, z_col, trimmed, samples):
+    """Return the next point, the relative error, and what was kept."""
+    xp, conj = entries.xp, conjugate(entries.xp, entries.dtype)
+    U, s, V = point
+    s = xp.astype(s, U.dtype)
+    real = real_dtype(xp, entries.dtype)
+    limit = [from_host(z, xp, real, entries.device) for z in (z_row, z_col)]
+    E_J, K_J, down = kernels.keep_within(E_J, limit[0], U * s, V_J)
+    E_I, K_I, across = kernels.keep_within(E_I, limit[1], conj(V) * s, conj(U_I))
+    error_sq, data_sq, kept = (down.sum(axis=0) + across.sum(axis=0)).tolist()
+    count = _observed(cross)
+    left, right = pseudoinverse(U_I), adjoint(pseudoinverse(V_J))  # (k, |I|), (|J|, k)
+    I, J = (xp.asarray(index, device=entries.device) for index in (cross.rows, cross.cols))
+    if trimmed:
+        A = kernels.trimmed_fit(E_J, K_J, V_J, _ridge(V_J))
+        B = kernels.trimmed_fit(E_I, K_I, conj(U_I), _ridge(U_I)).T
+        C = (left @ xp.take(A, I, axis=0) + xp.take(B, J, axis=1) @ right) / 2
+        step = 1.0
+    else:
+        A, B = E_J @ right, left @ E_I.T
+        C, step = left @ xp.take(A, I, axis=0), 1 / max(kept / count, 0.05)
+    xi = tangent_of(point, A, B, C)
+    if step != 1:
+        xi = Tangent(*(step * part for part in xi))
+    moved = retract(point, xi)
+    sides = sum(entries.shape)
+    return (
+        moved, math.sqrt(error_sq / data_sq) if data_sq > 0 else 0.0, kept / count, math.sqrt(error_sq / max(kept, 1)),
+        count / sides,
+    )  # fmt: skip
+
+
+def _start(cross, k):
+    """Return the point of the sampled columns and rows, as they are."""
+    xp, dtype, where = cross_place(cross)
+    U, D_J, share_J = _leading(cross.down, cross.down_index, k)
+    V, _, _ = _leading(cross.across, cross.across_index, k)
+    V = conjugate(xp, dtype)(V)
+    U_I = xp.take(U, xp.asarray(cross.rows, device=where), axis=0)
+    V_J = xp.take(V, xp.asarray(cross.cols, device=where), axis=0)
+    block = xp.take(D_J, xp.asarray(cross.rows, device=where), axis=0) / share_J
+    core = to_host(pseudoinverse(U_I) @ block) @ to_host(pseudoinverse(V_J)).conj().T
+    left, s, right = host_svd(core)
+    left, right = (from_host(X, xp, dtype, where) for X in (left, right.conj().T))
+    return Point(U @ left, from_host(s, xp, real_dtype(xp, dtype), where), V @ right)
+
+
+def _leading(part, index, k):
+    """Return the k leading left singular vectors of a sample, the sample itself, and the share that is observed."""
+    D, share = sample_of(part, index)
+    xp = array_namespace(D)
+    # Of the squares: these vectors are where an iteration starts, not where it ends.
+    _, W = np.linalg.eigh(to_host(adjoint(D) @ D))
+    W = from_host(np.ascontiguousarray(W[:, : -k - 1 : -1]), xp, D.dtype, device(D))
+    return orth(D @ W)[0], D, share
+
+
+def sample_of(part, index):
+    """Return the sampled entries, zero where nothing is observed, and the share that is."""
+    xp = array_namespace(part.X)
+    index = xp.asarray(index, device=device(part.X))
+    D = xp.take(part.X, index, axis=1)
+    if part.observed is None:
+        return D, 1.0
+    seen = xp.take(part.observed, index, axis=1)
+    share = float(xp.mean(xp.astype(seen, xp.float64)))
+    return xp.where(seen, D, xp.zeros_like(D)), max(share, 1e-12)
+
+
+def _largest(cross, entries):
+    """Return the largest modulus in the sample, and whether all of it are whole numbers."""
+    top, whole = 0.0, True
+    for part, index in ((cross.down, cross.down_index), (cross.across, cross.across_index)):
+        D, _ = sample_of(part, index)
+        xp = array_namespace(D)
+        top = max(top, float(xp.max(xp.abs(D))))
+        if not math.isfinite(top):
+            raise not_finite(entries)
+        real = not xp.isdtype(D.dtype, "complex floating")
+        whole = whole and real and bool(xp.all(xp.round(D) == D))
+    return top, whole and top > 1
+
+
+def _checked(q, entries):
+    q = to_host(q)
+    if np.isnan(q).any():
+        raise not_finite(entries)
+    return q
+
+
+def _median(q):
+    known = q[q >= 0]
+    return float(np.median(known)) if known.size else 0.0
+
+
+def _observed(cross):
+    """Return how many entries of the sample are observed."""
+    total = 0.0
+    for part, index in ((cross.down, cross.down_index), (cross.across, cross.across_index)):
+        if part.observed is None:
+            total += part.X.shape[0] * len(index)
+            continue
+        xp = array_namespace(part.X)
+        seen = xp.take(part.observed, xp.asarray(index, device=device(part.X)), axis=1)
+        total += float(xp.sum(xp.astype(seen, xp.float64)))
+    return max(total, 1.0)
+
+
+def _relative_scale(entries, cross, point):
+    """Return the scale of the residuals over that of the entries of L, both as if they were Gaussian."""
+    xp = entries.xp
+    (_, q_row), _, V_J, _ = residual_sides(cross, point, SHARE)
+    model = (point.U * xp.astype(point.s, point.U.dtype)) @ adjoint(V_J)
+    usual = float(np.median(np.abs(to_host(model)))) / GAUSSIAN_MEDIAN
+    return _median(to_host(q_row)) / GAUSSIAN_QUANTILE / usual if usual > 0 else 0.0
+
+
+def _zero_point(entries, k):
+    xp, (m, n) = entries.xp, entries.shape
+    place = {"dtype": entries.dtype, "device": entries.device}
+    s = xp.zeros(k, dtype=real_dtype(xp, entries.dtype), device=entries.device)
+    return Point(xp.eye(m, k, **place), s, xp.eye(n, k, **place))
+
+
+def _ridge(X):
+    xp = array_namespace(X)
+    return RIDGE * float(xp.sum(xp.abs(X) ** 2)) / X.shape[1]
+
+
+def cross_place(cross):
+    """Return library, dtype and device of a sample."""
+    X = cross.down.X
+    return array_namespace(X), X.dtype, device(X)
+
+
+def conjugate(xp, dtype):
+    """Return the function that conjugates arrays of a dtype; real ones are left as they are."""
+    return xp.conj if xp.isdtype(dtype, "complex floating") else lambda X: X
+
+
+def not_finite(entries):
+    """Return the error for NaN or infinity among the observed entries."""
+    return ValueError(f"{entries.caller}: A must be finite where it is observed; entries that were read are not.")

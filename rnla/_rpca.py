@@ -11,7 +11,7 @@ from rnla._riecur import riecur
 from rnla._riemannian import Point
 from rnla._robust_code import check_decay
 from rnla._rpca_entries import Entries, Samples
-from rnla._rpca_rescue import judge, polish, wider_bounds
+from rnla._rpca_rescue import judge, polish
 from rnla._rpca_result import RobustPCAResult
 
 SAMPLED = ("decay", "n_rows", "n_cols", "rows", "cols", "resample")
@@ -158,13 +158,12 @@ def _run(entries, k, method, options, key, common):
 
 
 def _result(entries, found, options, floor, tol, key, caller):
-    point, status, z_row, z_col = found.point, found.status, found.z_row, found.z_col
+    status = found.status
     random = np.random.Generator(np.random.Philox(key).jumped())
     sampled = "resample" in options and status != "zero"
-    if status == "converged" and sampled:
-        z_row, z_col = wider_bounds(point, z_row, z_col, tol)
-    judgement = judge(entries, point, z_row, z_col, tol, random, noise_floor=floor, rescue=sampled)
-    point = judgement.point
+    wide = tol if status == "converged" and sampled else None
+    judgement = judge(entries, found.point, (found.z_row, found.z_col), wide, random, noise_floor=floor, rescue=sampled)
+    point, (z_row, z_col) = judgement.point, judgement.bounds
     for _ in range(options.get("polish", 0)):
         point, z_row = polish(entries, point)
         z_row, z_col = np.maximum(z_row, floor), np.zeros_like(z_col)

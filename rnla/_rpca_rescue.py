@@ -26,12 +26,14 @@ class Judgement(NamedTuple):
     bad_rows: np.ndarray
     bad_cols: np.ndarray
     rescued: list
+    bounds: tuple  # of rows and columns
 
 
-def judge(entries, point, z_row, z_col, tol, random, *, noise_floor=0.0, rescue=True):
+def judge(entries, point, bounds, tol, random, *, noise_floor=0.0, rescue=True):
     """Look at fresh rows and columns, fit again those that are wrong, and report those that stay so.
 
     A row is wrong where the share of its fresh entries that are within the bounds is below half of the usual one.
+    With `tol`, that of an iteration that has met it, bounds are at least what it leaves in rows of large entries.
     """
     k = len(point.s)
     rows, cols = (np.sort(random.choice(side, min(side, FRESH), replace=False)) for side in entries.shape)
@@ -41,7 +43,7 @@ def judge(entries, point, z_row, z_col, tol, random, *, noise_floor=0.0, rescue=
     settled = [np.zeros(side, bool) for side in entries.shape]  # fitted again, with fresh entries unobserved
     rescued, rounds = [], ROUNDS if rescue else 0
     for turn in range(rounds + 1):
-        shares, kept = _shares(fresh, point, z_row, z_col, tol)
+        shares, kept = _shares(fresh, point, *_widened(point, bounds, tol))
         bad = [_wrong(share, done) for share, done in zip(shares, settled, strict=True)]
         fixable = [np.flatnonzero(wrong & ~few) for wrong, few in zip(bad, (few_rows, few_cols), strict=True)]
         if turn == rounds or not any(map(len, fixable)):
@@ -51,7 +53,7 @@ def judge(entries, point, z_row, z_col, tol, random, *, noise_floor=0.0, rescue=
             which[index] = good
         rescued.append(tuple(map(len, fixable)))
     bad_rows, bad_cols = (np.flatnonzero(wrong | few) for wrong, few in zip(bad, (few_rows, few_cols), strict=True))
-    return Judgement(point, kept, bad_rows, bad_cols, rescued)
+    return Judgement(point, kept, bad_rows, bad_cols, rescued, _widened(point, bounds, tol))
 
 
 def polish(entries, point):
@@ -102,34 +104,31 @@ def refactored(left, right):
     return Point(Q @ from_host(U, xp, dtype, where), s, P @ from_host(Vh.conj().T, xp, dtype, where))
 
 
-def _shares(fresh, point, z_row, z_col, tol):
+def _shares(fresh, point, z_row, z_col):
     """Return the share of the fresh entries of every row and column that are within bounds, and that of all."""
     xp = array_namespace(point.U)
     (E_J, _), (E_I, _), _, _ = residual_sides(fresh, point, SHARE)
-    s = to_host(point.s)
     shares, within, total = [], 0.0, 0.0
-    for E, factor, z, other, index in (
-        (E_J, point.U, z_row, z_col, fresh.cols), (E_I, point.V, z_col, z_row, fresh.rows)
-    ):  # fmt: skip
+    for E, z, other in ((E_J, z_row, z_col[fresh.cols]), (E_I, z_col, z_row[fresh.rows])):
         size = to_host(xp.abs(E))
         seen = ~np.isnan(size)
-        inside = size <= np.maximum(z[:, None], other[None, index])  # NaN is not
-        near = size <= _wider(z, tol, factor, s, len(other))[:, None]
+        inside = size <= np.maximum(z[:, None], other[None, :])  # NaN is not
         with np.errstate(invalid="ignore"):
-            shares.append(near.sum(axis=1) / seen.sum(axis=1))
+            shares.append((size <= z[:, None]).sum(axis=1) / seen.sum(axis=1))
         within, total = within + inside.sum(), total + seen.sum()
     return shares, float(within / max(total, 1))
 
 
-def wider_bounds(point, z_row, z_col, tol):
+def _widened(point, bounds, tol):
     """Return bounds that fitted entries keep within, although the last step moved them and rows differ in scale."""
-    s, (m, n) = to_host(point.s), (point.U.shape[0], point.V.shape[0])
-    return _wider(z_row, tol, point.U, s, n), _wider(z_col, tol, point.V, s, m)
-
-
-def _wider(z, tol, factor, s, length):
-    rms = np.sqrt(np.sum((np.abs(to_host(factor)) * s) ** 2, axis=1) / length)
-    return np.maximum(3 * z, 10 * tol * rms)
+    if tol is None:
+        return bounds
+    s, sides = to_host(point.s), (point.V.shape[0], point.U.shape[0])
+    wide = []
+    for z, factor, length in zip(bounds, (point.U, point.V), sides, strict=True):
+        rms = np.sqrt(np.sum((np.abs(to_host(factor)) * s) ** 2, axis=1) / length)
+        wide.append(np.maximum(3 * z, 10 * tol * rms))
+    return tuple(wide)
 
 
 def _wrong(share, settled):

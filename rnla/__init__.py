@@ -3,6 +3,7 @@
 from rnla import _sketch as sketch
 from rnla import datasets, testing
 from rnla._aliases import randomized_svd, svds
+from rnla._corrected_sqrt import LowRankCorrectedSqrt
 from rnla._cur import CURResult, cur
 from rnla._diag import diag, row_norms
 from rnla._eigh import eigh
@@ -12,6 +13,7 @@ from rnla._interpolative import IDResult, interp_decomp
 from rnla._kernel_matrix import KernelMatrix
 from rnla._lowrank import EighResult, QBResult, SVDInfo, SVDResult
 from rnla._lstsq import LstsqResult, lstsq
+from rnla._lyapunov import LyapunovResult, solve_lyapunov_lowrank
 from rnla._norm import cond, norm, rank
 from rnla._nystrom import nystrom
 from rnla._pca import PCAResult, pca
@@ -19,12 +21,20 @@ from rnla._pcg import SolveResult, pcg
 from rnla._probing import EstimateResult
 from rnla._qr import PivotedQRResult, QRResult, qr
 from rnla._rangefinder import qb, range_finder
+from rnla._riccati import RiccatiResult, solve_riccati_lowrank
+from rnla._rational import adi_shifts, correction_rank, decay_bound, zolotarev_nodes
 from rnla._robust_code import RobustCodeResult, robust_code
 from rnla._rpca import robust_pca
+from rnla._rpca_cur import RobustCUR
 from rnla._rpca_result import RobustPCAResult
 from rnla._rpcholesky import CholeskyResult, rpcholesky
 from rnla._spectral_density import SpectralDensity, spectral_density
+from rnla._sqrt_riccati import solve_sqrt_riccati
+from rnla._sqrt_base import SqrtRoots
+from rnla._sqrt_factor import SqrtFactor, sample_mvn, sqrt_factor_update
+from rnla._sqrtm import function_update, inv_sqrt_update, sqrt_pair_update, sqrt_update
 from rnla._streaming import StreamingSVD
+from rnla._streaming_sqrt import StreamingSqrt
 from rnla._svd import svd, svdvals
 from rnla._svd_stream import svd_stream
 from rnla._trace import trace
@@ -41,27 +51,39 @@ __all__ = [
     "EstimateResult",
     "IDResult",
     "KernelMatrix",
+    "LowRankCorrectedSqrt",
     "LstsqResult",
+    "LyapunovResult",
     "NotPositiveDefiniteError",
     "PCAResult",
     "PivotedQRResult",
     "QBResult",
     "QRResult",
+    "RiccatiResult",
+    "RobustCUR",
     "RobustCodeResult",
     "RobustPCAResult",
     "SVDInfo",
     "SVDResult",
     "SolveResult",
     "SpectralDensity",
+    "SqrtFactor",
+    "SqrtRoots",
     "StreamingSVD",
+    "StreamingSqrt",
     "__version__",
+    "adi_shifts",
     "cond",
+    "correction_rank",
     "cur",
     "datasets",
+    "decay_bound",
     "diag",
     "eigh",
+    "function_update",
     "generalized_nystrom",
     "interp_decomp",
+    "inv_sqrt_update",
     "logdet",
     "lstsq",
     "norm",
@@ -77,8 +99,15 @@ __all__ = [
     "robust_pca",
     "row_norms",
     "rpcholesky",
+    "sample_mvn",
     "sketch",
+    "solve_lyapunov_lowrank",
+    "solve_riccati_lowrank",
+    "solve_sqrt_riccati",
     "spectral_density",
+    "sqrt_factor_update",
+    "sqrt_pair_update",
+    "sqrt_update",
     "svd",
     "svd_stream",
     "svds",
@@ -86,4 +115,5 @@ __all__ = [
     "testing",
     "trace",
     "trace_fun",
+    "zolotarev_nodes",
 ]

@@ -26,8 +26,17 @@ class AccuracyWarning(UserWarning):
 class NotPositiveDefiniteError(LinAlgError):
     """A matrix that must be positive definite is not.
 
+    Attributes
+    ----------
+    gap : float or None
+        Smallest eigenvalue of the matrix relative to the one it came from, where that is known: not positive.
+
     Examples
     --------
     >>> issubclass(rnla.NotPositiveDefiniteError, np.linalg.LinAlgError)
     True
     """
+
+    def __init__(self, *args, gap=None):
+        super().__init__(*args)
+        self.gap = gap

@@ -7,6 +7,7 @@ the iteration restores its best point and refits with bounds for every row and c
 """
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,14 @@ from rnla._orth import orth
 from rnla._riemannian import Point, Tangent, pseudoinverse, retract, tangent_of
 from rnla._rpca_entries import residual_sides
 from rnla._rpca_result import RobustRecord
+from rnla._submatrix import taken
 
 SHARE = 0.1  # quantile of the moduli of residuals that measures their scale: 0.126 sigma, if they are Gaussian
 HIGH, LOW = 50.0, 25.0  # bounds in units of that quantile: 6.3 and 3.1 sigma
 GAUSSIAN_QUANTILE, GAUSSIAN_MEDIAN = 0.1257, 0.6745
 REFITS = 4  # iterations of phase 2
 RIDGE = 1e-8  # relative: rows with fewer entries than coefficients must not fail
+LOUD = 0.15  # residuals relative to entries of L, above which the rank is too small or outliers are too many
 UNIFORM = 0.4  # rms over bound above which residuals fill the interval (0.577 does): what is left out is noise
 
 
@@ -46,27 +49,37 @@ def riecur(entries, samples, k, *, tol, max_iter, decay, update, noise_floor, mo
     -------
     Iterate
     """
-    xp, (m, n) = entries.xp, entries.shape
+    (m, n), trimmed = entries.shape, update == "trimmed"
     cross = samples.draw()
-    z0, whole = _largest(cross, entries)
+    z0, whole = largest(cross, entries)
     if z0 == 0:
-        return Iterate(_zero_point(entries, k), "zero", np.zeros(m), np.zeros(n), 1.0, 0.0, ()), 0.0
+        return Iterate(zero_point(entries, k), "zero", np.zeros(m), np.zeros(n), 1.0, 0.0, ()), 0.0
     if noise_floor == "auto":  # grey levels held in floating point
         noise_floor = 1.0 if whole else 0.0
-    floor = max(4 * eps_of(xp, entries.dtype) * z0, noise_floor)
-    point = _start(cross, k) if init is None else init
+    floor = max(4 * eps_of(entries.xp, entries.dtype) * z0, noise_floor)
+    options = {"tol": tol, "max_iter": max_iter, "decay": decay, "floor": floor, "trimmed": trimmed, "monitor": monitor}
+    found = _iterate(entries, samples, cross, _start(cross, k) if init is None else init, z0, (), **options)
+    if trimmed and init is None and _loud(found) and len(found.records) < max_iter:
+        # A few rows or columns that are noise of large scale may have captured the subspaces of the start.
+        cross = samples.draw()
+        other = _iterate(entries, samples, cross, _start(cross, k, even=True), z0, found.records, **options)
+        better = not _loud(other) or other.scale < found.scale
+        found = other if better and other.status != "max_iter" else found._replace(records=other.records)
+    return found, floor
+
+
+def _iterate(entries, samples, cross, point, z0, records, *, tol, max_iter, decay, floor, trimmed, monitor):
+    """Iterate from one start, whose sample is `cross`, adding to the records."""
     state = _Bounds(z0, decay, floor)
-    trimmed = update == "trimmed"
     if not trimmed:
         state.high = math.inf
-    records, status, kept_share, e = [], "max_iter", 1.0, math.inf
-    first = True
+    records, status, kept_share, first, k = list(records), "max_iter", 1.0, True, point.s.shape[0]
     while len(records) < max_iter:
         if not first:
             cross = samples.draw()
         first = False
         (E_J, q_row), (E_I, q_col), V_J, U_I = residual_sides(cross, point, SHARE)
-        q_row, q_col = _checked(q_row, entries), _checked(q_col, entries)
+        q_row, q_col = checked(q_row, entries), checked(q_col, entries)
         bounds = state.update(point, q_row, q_col, trimmed)
         if bounds is None:  # stale: the best point is measured again
             point = state.point
@@ -92,7 +105,12 @@ def riecur(entries, samples, k, *, tol, max_iter, decay, update, noise_floor, mo
             status = "converged"
             break
     scale = _relative_scale(entries, cross, point)
-    return Iterate(point, status, z_row, z_col, kept_share, scale, tuple(records)), floor
+    return Iterate(point, status, z_row, z_col, kept_share, scale, tuple(records))
+
+
+def _loud(found):
+    """Say whether an iteration ended at residuals that are too large for noise."""
+    return found.status == "noise_floor" and found.scale > LOUD
 
 
 class _Bounds:
@@ -130,12 +148,12 @@ def _step(entries, cross, point, E_J, E_I, V_J, U_I, z_row, z_col, trimmed, samp
     E_J, K_J, down = kernels.keep_within(E_J, limit[0], U * s, V_J)
     E_I, K_I, across = kernels.keep_within(E_I, limit[1], conj(V) * s, conj(U_I))
     error_sq, data_sq, kept = (down.sum(axis=0) + across.sum(axis=0)).tolist()
-    count = _observed(cross)
+    count = observed_count(cross)
     left, right = pseudoinverse(U_I), adjoint(pseudoinverse(V_J))  # (k, |I|), (|J|, k)
     I, J = (xp.asarray(index, device=entries.device) for index in (cross.rows, cross.cols))
     if trimmed:
-        A = kernels.trimmed_fit(E_J, K_J, V_J, _ridge(V_J))
-        B = kernels.trimmed_fit(E_I, K_I, conj(U_I), _ridge(U_I)).T
+        A = _enough(kernels.trimmed_fit(E_J, K_J, V_J, _ridge(V_J)), down[:, 2], cross.cols)
+        B = _enough(kernels.trimmed_fit(E_I, K_I, conj(U_I), _ridge(U_I)), across[:, 2], cross.rows).T
         C = (left @ xp.take(A, I, axis=0) + xp.take(B, J, axis=1) @ right) / 2
         step = 1.0
     else:
@@ -152,11 +170,20 @@ def _step(entries, cross, point, E_J, E_I, V_J, U_I, z_row, z_col, trimmed, samp
     )  # fmt: skip
 
 
-def _start(cross, k):
-    """Return the point of the sampled columns and rows, as they are."""
+def _enough(A, kept, index):
+    """Set to zero the steps of rows of which little more was kept than there are coefficients: they fit anything."""
+    few = kept < min(2 * A.shape[1], len(index) / 2)
+    if not few.any():
+        return A
+    xp, where = array_namespace(A), device(A)
+    return xp.where(xp.asarray(few, device=where)[:, None], xp.zeros_like(A), A)
+
+
+def _start(cross, k, even=False):
+    """Return the point of the sampled columns and rows: as they are, or `even`, with large rows and columns shrunk."""
     xp, dtype, where = cross_place(cross)
-    U, D_J, share_J = _leading(cross.down, cross.down_index, k)
-    V, _, _ = _leading(cross.across, cross.across_index, k)
+    U, D_J, share_J = _leading(cross.down, cross.down_index, k, even)
+    V, _, _ = _leading(cross.across, cross.across_index, k, even)
     V = conjugate(xp, dtype)(V)
     U_I = xp.take(U, xp.asarray(cross.rows, device=where), axis=0)
     V_J = xp.take(V, xp.asarray(cross.cols, device=where), axis=0)
@@ -167,43 +194,59 @@ def _start(cross, k):
     return Point(U @ left, from_host(s, xp, real_dtype(xp, dtype), where), V @ right)
 
 
-def _leading(part, index, k):
+def _leading(part, index, k, even):
     """Return the k leading left singular vectors of a sample, the sample itself, and the share that is observed."""
     D, share = sample_of(part, index)
     xp = array_namespace(D)
+    B = _evened(D) if even else D
     # Of the squares: these vectors are where an iteration starts, not where it ends.
-    _, W = np.linalg.eigh(to_host(adjoint(D) @ D))
+    _, W = np.linalg.eigh(to_host(adjoint(B) @ B))
     W = from_host(np.ascontiguousarray(W[:, : -k - 1 : -1]), xp, D.dtype, device(D))
-    return orth(D @ W)[0], D, share
+    return orth(B @ W)[0], D, share
+
+
+def _evened(D):
+    """Return a sample with its rows and columns of more than the usual size shrunk to that."""
+    xp = array_namespace(D)
+    size = to_host(xp.abs(D))
+    size[size == 0] = np.nan  # not observed, or of no account
+    usual = np.nanmedian(size)
+    for axis in (0, 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # rows of nothing but NaN
+            scale = np.nanmedian(size, axis=axis, keepdims=True) / usual
+        D = D / from_host(np.fmax(scale, 1.0), xp, real_dtype(xp, D.dtype), device(D))
+    return D
 
 
 def sample_of(part, index):
     """Return the sampled entries, zero where nothing is observed, and the share that is."""
     xp = array_namespace(part.X)
     index = xp.asarray(index, device=device(part.X))
-    D = xp.take(part.X, index, axis=1)
+    D = taken(part.X, index, 1)
     if part.observed is None:
         return D, 1.0
-    seen = xp.take(part.observed, index, axis=1)
+    seen = taken(part.observed, index, 1)
     share = float(xp.mean(xp.astype(seen, xp.float64)))
     return xp.where(seen, D, xp.zeros_like(D)), max(share, 1e-12)
 
 
-def _largest(cross, entries):
+def largest(cross, entries):
     """Return the largest modulus in the sample, and whether all of it are whole numbers."""
     top, whole = 0.0, True
     for part, index in ((cross.down, cross.down_index), (cross.across, cross.across_index)):
         D, _ = sample_of(part, index)
         xp = array_namespace(D)
-        top = max(top, float(xp.max(xp.abs(D))))
-        if not math.isfinite(top):
+        here = float(xp.max(xp.abs(D)))
+        if not math.isfinite(here):  # not of the larger of both: max() may pass over NaN
             raise not_finite(entries)
+        top = max(top, here)
         real = not xp.isdtype(D.dtype, "complex floating")
         whole = whole and real and bool(xp.all(xp.round(D) == D))
     return top, whole and top > 1
 
 
-def _checked(q, entries):
+def checked(q, entries):
     q = to_host(q)
     if np.isnan(q).any():
         raise not_finite(entries)
@@ -215,7 +258,7 @@ def _median(q):
     return float(np.median(known)) if known.size else 0.0
 
 
-def _observed(cross):
+def observed_count(cross):
     """Return how many entries of the sample are observed."""
     total = 0.0
     for part, index in ((cross.down, cross.down_index), (cross.across, cross.across_index)):
@@ -223,7 +266,7 @@ def _observed(cross):
             total += part.X.shape[0] * len(index)
             continue
         xp = array_namespace(part.X)
-        seen = xp.take(part.observed, xp.asarray(index, device=device(part.X)), axis=1)
+        seen = taken(part.observed, xp.asarray(index, device=device(part.X)), 1)
         total += float(xp.sum(xp.astype(seen, xp.float64)))
     return max(total, 1.0)
 
@@ -237,7 +280,7 @@ def _relative_scale(entries, cross, point):
     return _median(to_host(q_row)) / GAUSSIAN_QUANTILE / usual if usual > 0 else 0.0
 
 
-def _zero_point(entries, k):
+def zero_point(entries, k):
     xp, (m, n) = entries.xp, entries.shape
     place = {"dtype": entries.dtype, "device": entries.device}
     s = xp.zeros(k, dtype=real_dtype(xp, entries.dtype), device=entries.device)

@@ -47,8 +47,9 @@ def random_tangent(x, key):
     """Draw a tangent vector at `x` of norm 1 whose direction is uniform."""
     xp = array_namespace(x.U)
     place = {"xp": xp, "dtype": x.U.dtype, "device": device(x.U)}
-    sides = len(x.s), x.U.shape[0], x.V.shape[0]
-    M, A, B = (test_matrix("gaussian", key, side, len(x.s), stream=i, **place) for i, side in enumerate(sides))
+    k = x.s.shape[0]
+    sides = k, x.U.shape[0], x.V.shape[0]
+    M, A, B = (test_matrix("gaussian", key, side, k, stream=i, **place) for i, side in enumerate(sides))
     xi = Tangent(M, A - x.U @ (adjoint(x.U) @ A), B - x.V @ (adjoint(x.V) @ B))
     return times(1 / norm(xi), xi)
 
@@ -141,13 +142,18 @@ def pseudoinverse(X):
 
 
 def retract(x, xi):
-    """Return the best approximation of rank k to ``x + xi``, a point; ``O((m + n) k**2)`` flops.
+    """Return the best approximation of rank k to ``x + xi``, a point; ``O((m + n) k**2)`` flops."""
+    return retract_and_next(x, xi)[0]
+
+
+def retract_and_next(x, xi):
+    """Return the best approximation of rank k to ``x + xi``, and the largest singular value that it leaves out.
 
     References
     ----------
     .. [1] Absil, Oseledets, Comput. Optim. Appl. 62 (2015), section 3.3.
     """
-    k, xp = len(x.s), array_namespace(x.U)
+    k, xp = x.s.shape[0], array_namespace(x.U)
     (P, R), (Q, T) = _complement(x.U, xi.Up), _complement(x.V, xi.Vp)
     core = np.zeros((k + len(R), k + len(T)), dtype=R.dtype)
     core[:k, :k] = np.diag(to_host(x.s)) + to_host(xi.M)
@@ -155,8 +161,9 @@ def retract(x, xi):
     left, s, right = host_svd(core)
     place = xp, x.U.dtype, device(x.U)
     U, V = xp.concat([x.U, P], axis=1), xp.concat([x.V, Q], axis=1)
+    following = float(s[k]) if len(s) > k else 0.0
     s = from_host(s[:k], xp, real_dtype(xp, x.U.dtype), device(x.U))
-    return Point(U @ from_host(left[:, :k], *place), s, V @ from_host(right[:k].conj().T, *place))
+    return Point(U @ from_host(left[:, :k], *place), s, V @ from_host(right[:k].conj().T, *place)), following
 
 
 def transport(x, xi, y):

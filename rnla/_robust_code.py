@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 from rnla import kernels
 from rnla._backend import adjoint, eps_of, from_host, real_dtype, to_host
 from rnla._rangefinder import check_count, check_number
-from rnla._riecur import HIGH, LOW, SHARE
+from rnla._riecur import HIGH, LOW, SHARE, UNIFORM
 
 REFITS = 3
 ENOUGH = 1e-8  # residual of what is kept, relative to what is kept, at which a row is done
@@ -133,6 +133,7 @@ def code_rows(Y, V, observed, decay, noise_floor, max_iter, caller):
     C = Y @ V
     z, kept, converged = top.copy(), np.ones(p), np.zeros(p, bool)
     best, best_C, stale = np.full(p, np.inf), C, np.zeros(p, int)
+    sunk, fewest = np.zeros(p, bool), np.minimum(3 * V.shape[1], 0.5 * seen)
     refits = np.full(p, -1)  # of a row at its noise: how many are left
     active, history = np.arange(p), []
     for _ in range(max_iter):
@@ -143,18 +144,20 @@ def code_rows(Y, V, observed, decay, noise_floor, max_iter, caller):
         E, q = kernels.sampled_residuals(Y_a, everything, seen_a, C_a, V, SHARE)
         q = np.maximum(to_host(q), 0)
         searching = refits[active] < 0
-        better = searching & (q < 0.9 * best[active])
+        better = searching & (q < 0.9 * best[active]) & ~sunk[active]
         best_C = _replace(best_C, C, active[better], xp, where)
         best[active[better]] = q[better]
         stale[active] = np.where(better, 0, stale[active] + (searching & ~better & (z[active] < LOW * q)))
-        turned = searching & (stale[active] >= patience)
+        turned = searching & ((stale[active] >= patience) | sunk[active])
         if turned.any():  # the bound has sunk into the noise: go back, and refit once with the noise's own bound
             C = _replace(C, best_C, active[turned], xp, where)
             refits[active[turned]] = REFITS
             q[turned] = best[active[turned]]
             C_a = xp.take(C, index, axis=0) if some else C
             E, _ = kernels.sampled_residuals(Y_a, everything, seen_a, C_a, V, SHARE)
-            searching = refits[active] < 0
+        # With the bound at its floor and residuals well within it there is nothing left to find.
+        refits[active[searching & ~turned & (z[active] <= least[active]) & (z[active] >= LOW * q)]] = REFITS
+        searching = refits[active] < 0
         falling = np.maximum(np.minimum(decay * z[active], HIGH * q), least[active])
         z[active] = np.where(searching, falling, np.maximum(LOW * q, least[active]))
         E, K, sums = kernels.keep_within(E, from_host(z[active], xp, real, where), C_a, V)
@@ -163,8 +166,11 @@ def code_rows(Y, V, observed, decay, noise_floor, max_iter, caller):
         C = C_a if not some else _put(C, C_a, active, xp, where)
         kept[active] = sums[:, 2] / np.maximum(seen[active], 1)
         refits[active] -= refits[active] >= 0
+        # Few entries are fitted by chance, and residuals that fill the interval are noise that the bound has sunk into.
+        filled = (sums[:, 0] > (UNIFORM * z[active]) ** 2 * sums[:, 2]) & (z[active] > least[active])
         exact = searching & (sums[:, 0] <= max(ENOUGH, 4 * eps) ** 2 * sums[:, 1])
-        done = exact | (refits[active] == 0)
+        sunk[active] = searching & ((sums[:, 2] < fewest[active]) | (exact & filled))
+        done = (exact & ~sunk[active]) | (refits[active] == 0)
         converged[active[done]] = sums[done, 2] > V.shape[1]
         active = active[~done]
         history.append(1 - len(active) / max(p, 1))

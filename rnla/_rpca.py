@@ -4,26 +4,39 @@ import numbers
 
 import numpy as np
 
+from rnla._altproj import accaltproj, altproj
 from rnla._backend import adjoint, key_from_rng
+from rnla._ircur import ircur
+from rnla._pcp import admm, ialm
 from rnla._progress import Monitor
 from rnla._rangefinder import check_choice, check_count, check_number, check_rank, warn_not_converged
-from rnla._riecur import riecur
+from rnla._riecur import LOUD, riecur
 from rnla._riemannian import Point
 from rnla._robust_code import check_decay
 from rnla._rpca_entries import Entries, Samples
+from rnla._rpca_gradient import gd, scaledgd
 from rnla._rpca_rescue import judge, polish
 from rnla._rpca_result import RobustPCAResult
 
 SAMPLED = ("decay", "n_rows", "n_cols", "rows", "cols", "resample")
 OPTIONS = {  # what each method has beyond k, mask, tol, max_iter, rng, callback, progress, block_bytes
     "riecur": (*SAMPLED, "update", "noise_floor", "polish", "init"),
+    "ircur": SAMPLED,
+    "accaltproj": ("decay",),
+    "altproj": (),
+    "scaledgd": ("decay",),
+    "gd": ("outliers",),
+    "ialm": ("lam",),
+    "admm": ("lam",),
 }
+ALL_ENTRIES = {  # methods that read the whole of A in every iteration
+    "accaltproj": accaltproj, "altproj": altproj, "scaledgd": scaledgd, "gd": gd, "ialm": ialm, "admm": admm,
+}  # fmt: skip
 DEFAULTS = {
     "decay": 0.7, "n_rows": None, "n_cols": None, "rows": None, "cols": None, "resample": True, "update": "trimmed",
     "noise_floor": "auto", "polish": 0, "lam": None, "outliers": None, "init": None,
 }  # fmt: skip
 SAMPLE = 4.0  # rows and columns are sampled by this constant times k log n
-LOUD = 0.15  # residuals relative to entries of L, above which the rank is too small or outliers are too many
 
 
 def robust_pca(A, k=None, *, method="riecur", mask=None, tol=1e-6, max_iter=200, decay=0.7, n_rows=None, n_cols=None,
@@ -71,7 +84,7 @@ def robust_pca(A, k=None, *, method="riecur", mask=None, tol=1e-6, max_iter=200,
     lam : float, optional
         Weight of the outliers in the convex problem; ``max(m, n)**-0.5`` by default.
     outliers : float, optional
-        Bound on the share of outliers, which ``gd`` must know.
+        Bound on the share of outliers in any row or column, below 1, which ``gd`` must know.
     init : RobustPCAResult or tuple of U, s, Vh, optional
         Where to start.
     rng : None, int or numpy.random.Generator
@@ -108,6 +121,14 @@ def robust_pca(A, k=None, *, method="riecur", mask=None, tol=1e-6, max_iter=200,
     pass and samples drawn from those; a second pass judges the result. The formulation is our own, with the ingredients
     that [1]_ names.
 
+    Options of the methods: ``ircur`` has `decay` and those of the sample; ``accaltproj`` and ``scaledgd`` have `decay`,
+    ``gd`` has `outliers`, ``ialm`` and ``admm`` have `lam`. ``accaltproj``, ``altproj`` and ``scaledgd`` read blocks of
+    rows, once an iteration (``altproj`` twice) and a few times before the first. ``gd`` sorts rows and columns of a
+    matrix in memory and takes no mask. ``ialm`` and ``admm`` hold three arrays of the size of A; "converged" means that
+    the convex problem is solved, whose L is the wanted one if outliers are few enough; their `tol` is relative to L.
+    Only ``riecur`` has an end of its own for data with noise: elsewhere the bound of the outliers sinks into it, which
+    is reported. Entries that are not observed take the values of the fit.
+
     References
     ----------
     .. [1] Hamm, Meskini, Cai, arXiv 2206.09042 (``riecur``).
@@ -133,7 +154,7 @@ def robust_pca(A, k=None, *, method="riecur", mask=None, tol=1e-6, max_iter=200,
     }  # fmt: skip
     options = _options(method, given, caller)
     entries = Entries(A, mask, caller, block_bytes)
-    _check(entries, k, tol, max_iter, options, caller)
+    _check(entries, k, method, tol, max_iter, options, caller)
     key = key_from_rng(rng, caller)
     monitor = Monitor(callback, progress, caller, entries.matrix)
     common = {"tol": tol, "max_iter": max_iter, "monitor": monitor}
@@ -145,24 +166,25 @@ def robust_pca(A, k=None, *, method="riecur", mask=None, tol=1e-6, max_iter=200,
 
 
 def _run(entries, k, method, options, key, common):
-    samples = None
-    if "resample" in options:
-        n_rows, n_cols = _sample_sizes(entries, k, options)
-        samples = Samples(
-            entries, n_rows, n_cols, key, rows=options["rows"], cols=options["cols"], resample=options["resample"]
-        )
-    settings = {name: options[name] for name in ("decay", "update", "noise_floor", "init")}
-    if settings["init"] is not None:
+    settings = dict(options)
+    if settings.get("init") is not None:
         settings["init"] = _point(settings["init"], entries, k)
-    return riecur(entries, samples, k, **settings, **common)
+    if "resample" not in options:
+        return ALL_ENTRIES[method](entries, k, key=key, **settings, **common)
+    n_rows, n_cols = _sample_sizes(entries, k, options)
+    fixed = {name: settings.pop(name) for name in ("rows", "cols", "resample")}
+    samples = Samples(entries, n_rows, n_cols, key, **fixed)
+    for name in ("n_rows", "n_cols", "polish"):
+        settings.pop(name, None)
+    return (riecur if method == "riecur" else ircur)(entries, samples, k, **settings, **common)
 
 
 def _result(entries, found, options, floor, tol, key, caller):
     status = found.status
     random = np.random.Generator(np.random.Philox(key).jumped())
-    sampled = "resample" in options and status != "zero"
-    wide = tol if status == "converged" and sampled else None
-    judgement = judge(entries, found.point, (found.z_row, found.z_col), wide, random, noise_floor=floor, rescue=sampled)
+    hard, rescue = "lam" not in options and "outliers" not in options, "update" in options and status != "zero"
+    wide = tol if status == "converged" and hard else None
+    judgement = judge(entries, found.point, (found.z_row, found.z_col), wide, random, noise_floor=floor, rescue=rescue)
     point, (z_row, z_col) = judgement.point, judgement.bounds
     for _ in range(options.get("polish", 0)):
         point, z_row = polish(entries, point)
@@ -173,6 +195,7 @@ def _result(entries, found, options, floor, tol, key, caller):
         "zero": "the matrix is zero",
         "noise_floor": f"stopped at the noise level, residuals {found.scale:.2g} of the entries of L",
         "stopped": "stopped by the callback",
+        "collapsed": "entries that fit came to count as outliers: noise, a rank too small, or too many real outliers",
         "max_iter": f"the tolerance was not met in {len(found.records)} iterations",
     }[status]
     loud = status == "noise_floor" and found.scale > LOUD
@@ -196,12 +219,20 @@ def _options(method, given, caller):
         default = DEFAULTS[name]
         same = value is default or (isinstance(value, (numbers.Number, str)) and value == default)
         if name not in allowed and not same:
-            raise ValueError(f"{caller}: {name} is no option of method={method!r}, which has {', '.join(allowed)}.")
+            has = ", ".join(allowed) or "none of its own"
+            raise ValueError(f"{caller}: {name} is no option of method={method!r}, which has {has}.")
     return {name: given[name] for name in allowed}
 
 
-def _check(entries, k, tol, max_iter, options, caller):
-    check_rank(k, entries.matrix, caller)
+def _check(entries, k, method, tol, max_iter, options, caller):
+    if "lam" not in options:
+        check_rank(k, entries.matrix, caller)
+    elif k is not None:
+        raise ValueError(f"{caller}: k must be None for method={method!r}, which finds the rank; got {k!r}.")
+    if method == "gd":
+        _check_descent(entries, options["outliers"], caller)
+    if options.get("lam") is not None:
+        check_number(options["lam"], "lam", caller)
     check_number(tol, "tol", caller)
     check_count(max_iter, "max_iter", caller)
     if "decay" in options:
@@ -220,6 +251,18 @@ def _check(entries, k, tol, max_iter, options, caller):
                 )
         if options.get(name) is not None:
             options[name] = _checked_index(options[name], entries.shape[axis], name, k, caller)
+
+
+def _check_descent(entries, outliers, caller):
+    if outliers is None:
+        raise ValueError(f"{caller}: outliers must be given for method='gd': a bound on their share; got None.")
+    check_number(outliers, "outliers", caller)
+    if not outliers < 1:
+        raise ValueError(f"{caller}: outliers must be a share in [0, 1); got {outliers}.")
+    if entries.mask is not None:
+        raise ValueError(f"{caller}: mask must be None for method='gd', which compares all entries; got a mask.")
+    if entries.array is None:
+        raise ValueError(f"{caller}: A must be an array in memory for method='gd', which sorts columns and rows.")
 
 
 def _checked_index(index, side, name, k, caller):

@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_dask_array
+from array_api_compat import array_namespace, device, is_cupy_namespace, is_dask_array
 
 from rnla._backend import to_host
 from rnla._matrix import as_matrix
 from rnla._matrix_views import Adjoint, spans
+from rnla._submatrix import taken
 
 BLOCK_BYTES = 32 * 2**20  # of rows of a matrix in memory that are worked on at a time
 POOL = 3  # rows and columns that are read at once from a file, for each one that an iteration uses
@@ -58,7 +59,7 @@ class Entries:
             across, down = ([None, None] for _ in range(2))
             for place, X in enumerate((self.array, self.mask)):
                 if X is not None:
-                    across[place], down[place] = xp.take(X, index[0], axis=0).T, xp.take(X, index[1], axis=1)
+                    across[place], down[place] = taken(X, index[0], 0).T, taken(X, index[1], 1)
             return Part(*across), Part(*down)
         m, n = self.shape
         across = xp.zeros((len(rows), n), dtype=self.dtype, device=self.device)
@@ -168,6 +169,17 @@ def _plain(X):
 
 def _conjugate(X, xp):
     return xp.conj(X) if xp.isdtype(X.dtype, "complex floating") else X
+
+
+def sparse_block(X, xp):
+    """Return a dense block as a sparse matrix of SciPy, or of CuPy if it is there."""
+    if is_cupy_namespace(xp):
+        from cupyx.scipy import sparse
+
+        return sparse.csr_matrix(X)
+    from scipy import sparse
+
+    return sparse.csr_array(X if isinstance(X, np.ndarray) else to_host(X))
 
 
 class Cross(NamedTuple):

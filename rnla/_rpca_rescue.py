@@ -35,7 +35,7 @@ def judge(entries, point, bounds, tol, random, *, noise_floor=0.0, rescue=True):
     A row is wrong where the share of its fresh entries that are within the bounds is below half of the usual one.
     With `tol`, that of an iteration that has met it, bounds are at least what it leaves in rows of large entries.
     """
-    k = len(point.s)
+    k = point.s.shape[0]
     rows, cols = (np.sort(random.choice(side, min(side, FRESH), replace=False)) for side in entries.shape)
     across, down = entries.take(rows, cols)
     fresh = Cross(rows, cols, down, np.arange(len(cols)), across, np.arange(len(rows)))
@@ -43,7 +43,7 @@ def judge(entries, point, bounds, tol, random, *, noise_floor=0.0, rescue=True):
     settled = [np.zeros(side, bool) for side in entries.shape]  # fitted again, with fresh entries unobserved
     rescued, rounds = [], ROUNDS if rescue else 0
     for turn in range(rounds + 1):
-        shares, kept = _shares(fresh, point, *_widened(point, bounds, tol))
+        shares, kept = _shares(fresh, point, *_widened(point, bounds, tol), noisy=tol is None)
         bad = [_wrong(share, done) for share, done in zip(shares, settled, strict=True)]
         fixable = [np.flatnonzero(wrong & ~few) for wrong, few in zip(bad, (few_rows, few_cols), strict=True)]
         if turn == rounds or not any(map(len, fixable)):
@@ -67,7 +67,7 @@ def polish(entries, point):
         Bounds of the rows.
     """
     xp, (m, n) = entries.xp, entries.shape
-    k, dtype, where = len(point.s), entries.dtype, entries.device
+    k, dtype, where = point.s.shape[0], entries.dtype, entries.device
     conj, real = conjugate(xp, dtype), real_dtype(xp, dtype)
     everything, z_row, left = np.arange(n), np.zeros(m), []
     right = point.V * xp.astype(point.s, dtype)
@@ -104,8 +104,12 @@ def refactored(left, right):
     return Point(Q @ from_host(U, xp, dtype, where), s, P @ from_host(Vh.conj().T, xp, dtype, where))
 
 
-def _shares(fresh, point, z_row, z_col):
-    """Return the share of the fresh entries of every row and column that are within bounds, and that of all."""
+def _shares(fresh, point, z_row, z_col, *, noisy):
+    """Return the share of the fresh entries of every row and column that are within bounds, and that of all.
+
+    The bound of a row at its noise comes from few samples, some of which are small by chance: there that of the columns
+    counts, too, as it does for outliers.
+    """
     xp = array_namespace(point.U)
     (E_J, _), (E_I, _), _, _ = residual_sides(fresh, point, SHARE)
     shares, within, total = [], 0.0, 0.0
@@ -114,7 +118,7 @@ def _shares(fresh, point, z_row, z_col):
         seen = ~np.isnan(size)
         inside = size <= np.maximum(z[:, None], other[None, :])  # NaN is not
         with np.errstate(invalid="ignore"):
-            shares.append((size <= z[:, None]).sum(axis=1) / seen.sum(axis=1))
+            shares.append((inside if noisy else size <= z[:, None]).sum(axis=1) / seen.sum(axis=1))
         within, total = within + inside.sum(), total + seen.sum()
     return shares, float(within / max(total, 1))
 

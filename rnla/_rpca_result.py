@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, device, is_cupy_namespace
 
-from rnla._backend import to_host
-from rnla._rpca_entries import Entries
+from rnla._rpca_cur import robust_cur
+from rnla._rpca_entries import Entries, sparse_block
 
 
 class RobustRecord(NamedTuple):
@@ -36,8 +36,9 @@ class RobustPCAResult:
         ``(iteration, error, threshold, kept, seconds)`` of each iteration.
     message : str
         Why it ended.
-    status : {"converged", "noise_floor", "max_iter", "stopped", "zero"}
-        ``noise_floor``: the residuals were noise before the tolerance was met; ``stopped``: by the callback.
+    status : {"converged", "noise_floor", "collapsed", "max_iter", "stopped", "zero"}
+        ``noise_floor``: the residuals were noise before the tolerance was met; ``collapsed``: the bound of the outliers
+        has sunk below what fits; ``stopped``: by the callback.
     threshold : tuple of two arrays, shapes (m,) and (n,)
         An entry of row i and column j is an outlier if its residual is above the larger of both bounds.
     kept : float
@@ -143,7 +144,7 @@ class RobustPCAResult:
                 residual = residual * (1 - self.shrink / xp.where(keep, size, xp.ones_like(size)))
             if seen is not None:
                 keep = keep & seen
-            yield rows, _csr(xp.where(keep, residual, xp.zeros_like(residual)), xp)
+            yield rows, sparse_block(xp.where(keep, residual, xp.zeros_like(residual)), xp)
 
     def residual_norm(self, A, mask=None):
         """Return ``||A - L - S||_F / ||A||_F`` over the observed entries; one read of A."""
@@ -162,25 +163,25 @@ class RobustPCAResult:
             left += float(xp.sum(xp.astype(rest, xp.float64) ** 2))
         return float(np.sqrt(left / total)) if total > 0 else 0.0
 
-    def to_cur(self, A):
-        """Return L as a CUR decomposition: `rank` rows and columns of it, where `A` has no outliers of its own.
+    def to_cur(self, A, mask=None):
+        """Return L as a CUR decomposition: `rank` of its own columns and rows, and the outliers of A in them.
 
         The rows and columns are chosen from the factors by pivoted elimination, cleaned of outliers, and joined by the
-        pseudoinverse of their intersection: a robust CUR decomposition of `A`.
+        inverse of their intersection: a robust CUR decomposition of `A`.
 
         Parameters
         ----------
         A : array, dask array, memory map or dataset, shape (m, n)
-            The matrix that was decomposed; only the chosen rows and columns are read.
+            The matrix that was decomposed; only the chosen rows and columns are used.
+        mask : array of bool, optional
+            True where A is observed; other entries are no outliers.
 
         Returns
         -------
         RobustCUR
-            ``rows, cols, C, U, R`` and the sparse outliers of ``A[:, cols]`` and ``A[rows]``.
+            ``C, U, R``, ``.cols, .rows``, and ``.col_outliers, .row_outliers`` of ``A[:, cols]`` and ``A[rows]``.
         """
-        from rnla._rpca_cur import robust_cur
-
-        return robust_cur(self, A)
+        return robust_cur(self, A, mask)
 
     def _blocks(self, A, mask, caller):
         entries = Entries(A, mask, caller)
@@ -201,14 +202,3 @@ def _some(X, index, axis):
         return X[index, :] if axis == 0 else X[:, index]
     xp = array_namespace(X)
     return xp.take(X, xp.asarray(np.asarray(index), device=device(X)), axis=axis)
-
-
-def _csr(X, xp):
-    if is_cupy_namespace(xp):
-        from cupyx.scipy import sparse
-
-        return sparse.csr_matrix(X)
-    from scipy import sparse
-
-    host = X if isinstance(X, np.ndarray) else to_host(X)
-    return sparse.csr_array(host)

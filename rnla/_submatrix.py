@@ -1,6 +1,7 @@
 """Some columns or rows of a matrix of any kind: taken from storage where it allows, by products otherwise."""
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from rnla._backend import adjoint
 from rnla._matrix_memory import Dense, Sparse
@@ -35,6 +36,15 @@ def take_rows(M, index):
     return adjoint(M.rmatmat(_unit_columns(M, index, M.shape[0]))) if part is None else part
 
 
+def taken(X, index, axis):
+    """Return ``xp.take`` of a matrix; NumPy's own copies all of a matrix first that is not contiguous by rows."""
+    if isinstance(X, np.ndarray) and not X.flags.c_contiguous:
+        if X.flags.f_contiguous:
+            return np.take(X.T, index, axis=1 - axis).T
+        return X[index, :] if axis == 0 else X[:, index]
+    return array_namespace(X).take(X, index, axis=axis)
+
+
 def dense(X):
     """Return a part that may be sparse as an array."""
     return X.toarray() if is_sparse(X) else X
@@ -64,7 +74,7 @@ def _stored(storage, index, axis):
         part = _stored(storage.inner, index, 1 - axis)
         return None if part is None else sparse_adjoint(part)
     if isinstance(storage, Dense):
-        return storage.xp.take(storage.array, storage.xp.asarray(index, device=storage.device), axis=axis)
+        return taken(storage.array, storage.xp.asarray(index, device=storage.device), axis)
     if isinstance(storage, Sparse):
         return storage.csr[index, :] if axis == 0 else storage.csr[:, index]
     return None

@@ -1,4 +1,4 @@
-"""The command line: ``rnla svd``, ``rnla info`` and ``rnla demo``.
+"""The command line: ``rnla svd``, ``rnla robust-pca``, ``rnla info`` and ``rnla demo``.
 
 Exit codes: 0 done; 1 failed, or not converged; 2 the command line is wrong.
 """
@@ -7,8 +7,6 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import math
-import os
 import re
 import signal
 import sys
@@ -21,11 +19,20 @@ import numpy as np
 
 import rnla
 from rnla._checkpoint import counted, saved_passes
+from rnla._command_line import (
+    check_folder,
+    complain,
+    finite_or_none,
+    positive_integer,
+    precision,
+    replacing,
+    seed,
+    size,
+)
+from rnla._robust_pca_command import add_robust_pca
 
 METHODS = ("auto", "dense", "qr", "rsi", "krylov", "gram", "rowstream", "gnystrom")
 PICTURE_ENDINGS = (".png", ".pdf", ".svg", ".jpg")
-UNITS = {"": 1, "b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}
-UNITS |= {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
 
 
 def main(argv=None):
@@ -62,7 +69,7 @@ def main(argv=None):
         message = str(error) or type(error).__name__
     except MemoryError as error:
         message = f"out of memory: {error}{_way_on(args)}"
-    _complain(args, re.sub(r"^rnla[\w.]*: ", "", message))
+    complain(args, re.sub(r"^rnla[\w.]*: ", "", message))
     return 1
 
 
@@ -79,16 +86,16 @@ def _parser():
         epilog="Exit code: 0 done, 1 failed or not converged, 2 wrong command line.",
     )
     svd.add_argument("file", metavar="FILE", help=".npy .npz .mtx .mtx.gz .h5 .zarr or an image; URL of a .zarr or .h5")
-    svd.add_argument("-k", type=_positive_integer, help="rank; with --rtol: the largest rank")
-    svd.add_argument("--rtol", type=_precision, help="stop at this relative Frobenius error instead of a given rank")
-    svd.add_argument("--tol", type=_precision, default=1e-2, help="relative residual of each triplet (default 1e-2)")
+    svd.add_argument("-k", type=positive_integer, help="rank; with --rtol: the largest rank")
+    svd.add_argument("--rtol", type=precision, help="stop at this relative Frobenius error instead of a given rank")
+    svd.add_argument("--tol", type=precision, default=1e-2, help="relative residual of each triplet (default 1e-2)")
     svd.add_argument("--method", choices=METHODS, default="auto", help="default: auto")
     svd.add_argument("--center", action="store_true", help="subtract the mean of each column")
-    svd.add_argument("--max-passes", type=_positive_integer, help="limit on how often the matrix is read")
-    svd.add_argument("--seed", type=_seed, help="makes the result repeatable")
+    svd.add_argument("--max-passes", type=positive_integer, help="limit on how often the matrix is read")
+    svd.add_argument("--seed", type=seed, help="makes the result repeatable")
     svd.add_argument("--key", help="name of the matrix in a .npz, .h5 or .zarr file that holds several")
     svd.add_argument(
-        "--block-bytes", type=_size, metavar="SIZE", help="most to read of a file at a time: 64MB, 1GiB (default 64MiB)"
+        "--block-bytes", type=size, metavar="SIZE", help="most to read of a file at a time: 64MB, 1GiB (default 64MiB)"
     )
     svd.add_argument(
         "--checkpoint", type=Path, metavar="STATE", help="keep the state in this file; go on from it if it is there"
@@ -102,13 +109,15 @@ def _parser():
     svd.add_argument("--quiet", action="store_true", help="print nothing but errors")
     svd.set_defaults(run=_svd, parser=svd)
 
+    add_robust_pca(commands)
+
     info = commands.add_parser("info", help="versions, threads and devices")
     info.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     info.set_defaults(run=_info)
 
     demo = commands.add_parser("demo", help="run on data that ships with rnla and compare with LAPACK")
     demo.add_argument("-o", "--output", type=Path, default=Path("rnla-demo.png"), metavar="PICTURE")
-    demo.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    demo.add_argument("--seed", type=seed, default=0, help="default: 0")
     demo.set_defaults(run=_demo, parser=demo)
     return parser
 
@@ -131,10 +140,10 @@ def _svd(args):
     _report(args, A, result)
     for warning in caught:
         if not issubclass(warning.category, rnla.ConvergenceWarning):  # said below
-            _complain(args, f"warning: {warning.message}")
+            complain(args, f"warning: {warning.message}")
     if not result.info.converged:
         written = f"; what was reached is in {args.output}" if args.output else ""
-        _complain(args, f"not converged: {result.info.message}{written}")
+        complain(args, f"not converged: {result.info.message}{written}")
         return 1
     return 0
 
@@ -181,7 +190,7 @@ def _check_svd_arguments(args):
     for path in written:
         if path.resolve() == Path(args.file.removeprefix("file://")).resolve():
             args.parser.error(f"{path} would overwrite the input {args.file}")
-        _check_folder(args, path)
+        check_folder(args, path)
     if len({path.resolve() for path in written}) < len(written):
         args.parser.error("arguments -o, --plot and --checkpoint: must be different files")
     if args.plot:
@@ -225,35 +234,6 @@ def _check_picture(args, path):
         args.parser.error(f"the picture must end in one of {', '.join(PICTURE_ENDINGS)}; got {path}")
 
 
-def _check_folder(args, path):
-    if not path.parent.is_dir():
-        args.parser.error(f"there is no folder {path.parent}")
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Open a new file that takes the place of `path` at the end, or vanishes if anything goes wrong.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file to write; whoever reads it sees the old one or the whole new one.
-
-    Yields
-    ------
-    binary file
-        In the same folder, because a file can only be renamed at once within one file system.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _draw_scree(result, figure, path):
     from rnla.plotting import scree
 
@@ -274,7 +254,7 @@ def _report(args, A, result):
             "singular_values": S,
             "method": info.method,
             "passes": info.passes,
-            "error_estimate": _finite_or_none(info.error_estimate),
+            "error_estimate": finite_or_none(info.error_estimate),
             "seconds": info.elapsed,
             "converged": bool(info.converged),
             "message": info.message,
@@ -283,7 +263,7 @@ def _report(args, A, result):
         }
         print(json.dumps(facts, allow_nan=False))
     elif not args.quiet:
-        error = _finite_or_none(info.error_estimate)
+        error = finite_or_none(info.error_estimate)
         print(f"{args.file}: {A.shape[0]} x {A.shape[1]}, {A.dtype}")
         print(f"rank {len(S)}, method {info.method}, {info.passes} passes, {info.elapsed:.3g} s")
         print("relative Frobenius error " + ("not known" if error is None else f"{error:.3g}"))
@@ -299,10 +279,6 @@ def _new_figure(width, height):
     except ImportError as error:
         raise ImportError("a picture needs matplotlib: pip install 'rnla[viz]'") from error
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def _finite_or_none(x):
-    return float(x) if x is not None and math.isfinite(x) else None
 
 
 def _info(args):
@@ -326,7 +302,7 @@ def _demo(args):
     from rnla._demo import run
 
     _check_picture(args, args.output)
-    _check_folder(args, args.output)
+    check_folder(args, args.output)
     started = time.perf_counter()
     figure = _new_figure(12, 8)
     run(figure, args.seed)
@@ -334,37 +310,3 @@ def _demo(args):
         figure.savefig(file, format=args.output.suffix[1:], dpi=100)
     print(f"\nwritten: {args.output} ({time.perf_counter() - started:.0f} s in all)")
     return 0
-
-
-def _complain(args, message):
-    """Print one line on stderr."""
-    print(f"rnla {args.command}: {' '.join(message.split())}", file=sys.stderr)
-
-
-def _positive_integer(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 1; got {text}")
-    return value
-
-
-def _size(text):
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    value = int(float(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number of bytes such as 64MB or 1GiB; got {text}")
-    return value
-
-
-def _seed(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 0; got {text}")
-    return value
-
-
-def _precision(text):
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number >= 0; got {text}")
-    return value

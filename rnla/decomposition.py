@@ -1,7 +1,8 @@
 """scikit-learn's estimators of low rank, on every kind of matrix that rnla reads (extra ``sklearn``).
 
 Parameters and fitted attributes are those of the classes of the same name in ``sklearn.decomposition``. `PCA` and
-`TruncatedSVD` have one attribute more, ``info_``: how they were computed and how far they converged.
+`TruncatedSVD` have one attribute more, ``info_``: how they were computed and how far they converged. `RobustPCA` has no
+namesake there.
 """
 
 import math
@@ -16,10 +17,11 @@ from rnla._incremental_pca import IncrementalPCA
 from rnla._pca import left_out, pca
 from rnla._principal_components import PrincipalComponents, minka_dimension
 from rnla._rangefinder import check_choice, check_count, check_number
+from rnla._robust_pca_estimator import RobustPCA
 from rnla._sklearn_input import Transformer, check_fitted, combination, key_of, matrix_of, name_of, placed
 from rnla._svd import QR_ASPECT, flipped, svd_as
 
-__all__ = ["PCA", "IncrementalPCA", "TruncatedSVD"]
+__all__ = ["PCA", "IncrementalPCA", "RobustPCA", "TruncatedSVD"]
 
 EXACT_SIDE = 500  # up to this longer side PCA computes exactly, as scikit-learn's does ...
 EXACT_ENTRIES = 2**20  # ... and up to this many entries, if it is asked for more than the residual of an iteration

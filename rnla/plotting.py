@@ -2,6 +2,10 @@
 
 import numpy as np
 
+from rnla._video_sheet import video_sheet
+
+MAP_CELLS = 400  # along each side of an outlier map at most
+
 
 def scree(result_or_S, ax=None):
     """Plot singular values against their index, on a logarithmic scale.
@@ -189,6 +193,111 @@ def convergence(result_or_history, ax=None, *, tol=None, against="iteration"):
         ax.axhline(tol, color="0.5", linestyle="--", linewidth=1)
     shown = np.isfinite(errors)
     return _decay(ax, places[shown], errors[shown], against, "error")
+
+
+def background_sheet(frames, result, shape, ax=None, *, show=None):
+    """Draw some frames of a video beside the background and the outliers that robust PCA found.
+
+    Parameters
+    ----------
+    frames : array or dataset, shape (height * width, n_frames)
+        The matrix that was decomposed: its columns are the frames.
+    result : RobustPCAResult
+        What `rnla.robust_pca` returned.
+    shape : (int, int)
+        ``(height, width)`` of a frame.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure is made if missing.
+    show : sequence of int, optional
+        Numbers of the frames, one for each row of the picture; the first and the middle one by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on: frame, background, and twice the modulus of the outliers, from left to right.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If shapes do not match, or there is no such frame.
+
+    Examples
+    --------
+    >>> import rnla.plotting
+    >>> from matplotlib.figure import Figure
+    >>> video = rnla.datasets.moving_rectangles(40, 48, 64, n_rectangles=2, rng=0)
+    >>> A = video.frames.reshape(40, -1).T
+    >>> ax = rnla.plotting.background_sheet(A, rnla.robust_pca(A, 2, rng=0), (48, 64), Figure().subplots())
+    >>> ax.get_images()[0].get_array().shape
+    (98, 196)
+    """
+    caller = "rnla.plotting.background_sheet"
+    sheet = video_sheet(frames, result, shape, show, caller)
+    ax = _axes(ax, caller)
+    ax.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.set_xticks([(j + 0.5) * sheet.shape[1] / 3 for j in range(3)], ["frame", "background", "outliers"])
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    return ax
+
+
+def outlier_map(result, A, ax=None):
+    """Draw where the outliers of a matrix are, and mark rows and columns that are not explained.
+
+    Parameters
+    ----------
+    result : RobustPCAResult
+        What `rnla.robust_pca` returned.
+    A : array, dask array, memory map or dataset, shape (m, n)
+        The matrix that was decomposed; read once.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure is made if missing.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on: darker where more entries are outliers. Its first line marks the rows that are not
+        explained, at the left edge, its second one the columns, at the upper edge.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If `A` has another shape than the result.
+
+    Examples
+    --------
+    >>> import rnla.plotting
+    >>> from matplotlib.figure import Figure
+    >>> problem = rnla.datasets.robust_pca_problem(100, 80, 2, outliers=0.1, rng=0)
+    >>> result = rnla.robust_pca(problem.A, 2, rng=0)
+    >>> ax = rnla.plotting.outlier_map(result, problem.A, Figure().subplots())
+    >>> bool((ax.get_images()[0].get_array() == problem.outliers).all())
+    True
+    """
+    caller = "rnla.plotting.outlier_map"
+    m, n = result.shape
+    cells = [min(side, MAP_CELLS) for side in (m, n)]
+    counts = np.zeros(cells)
+    for rows, part in result.outlier_blocks(A):
+        part = (part.get() if hasattr(part, "get") else part).tocoo()
+        where = (part.row + rows.start) * cells[0] // m, part.col.astype(np.int64) * cells[1] // n
+        np.add.at(counts, where, 1)
+    for axis, side in enumerate((m, n)):  # cells differ in size by one row or column
+        sizes = np.bincount(np.arange(side) * cells[axis] // side)
+        counts /= sizes[:, None] if axis == 0 else sizes[None, :]
+    ax = _axes(ax, caller)
+    ax.imshow(counts, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=(0, n, m, 0))
+    rows, cols = np.asarray(result.unresolved_rows), np.asarray(result.unresolved_cols)
+    marks = {"linestyle": "none", "color": "tab:red", "clip_on": False, "markersize": 5}
+    ax.plot(np.zeros(rows.size), rows + 0.5, marker=">", label="not explained", **marks)
+    ax.plot(cols + 0.5, np.zeros(cols.size), marker="v", **marks)
+    ax.set_xlabel("column")
+    ax.set_ylabel("row")
+    return ax
 
 
 def _singular_values(found, caller):

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,3 +176,65 @@ def test_convergence_draws_the_history_of_a_solver(ax):
 def test_convergence_refuses(history, options, message, ax):
     with pytest.raises(ValueError, match=rf"^rnla\.plotting\.convergence: .*{message}"):
         rnla.plotting.convergence(history, ax, **options)
+
+
+# ---- robust PCA
+
+
+@pytest.fixture(scope="module")
+def robust():
+    problem = rnla.datasets.robust_pca_problem(60, 50, 2, outliers=0.1, rng=0)
+    return rnla.robust_pca(problem.A, 2, rng=0), problem
+
+
+def test_outlier_map_is_where_the_outliers_are(robust, ax):
+    result, problem = robust
+    assert rnla.plotting.outlier_map(result, problem.A, ax) is ax
+    np.testing.assert_array_equal(ax.get_images()[0].get_array(), problem.outliers)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("column", "row")
+    assert [line.get_xydata().size for line in ax.get_lines()] == [0, 0]
+
+
+def test_outlier_map_marks_what_is_not_explained(robust, ax):
+    result, problem = robust
+    marked = replace(result, unresolved_rows=np.array([3, 7]), unresolved_cols=np.array([5]))
+    rnla.plotting.outlier_map(marked, problem.A, ax)
+    rows, cols = (line.get_xydata().tolist() for line in ax.get_lines())
+    assert rows == [[0, 3.5], [0, 7.5]]
+    assert cols == [[5.5, 0]]
+
+
+def test_outlier_map_of_a_large_matrix_shows_shares(robust, ax, monkeypatch):
+    result, problem = robust
+    monkeypatch.setattr(rnla.plotting, "MAP_CELLS", 12)
+    rnla.plotting.outlier_map(result, problem.A, ax)
+    shown = ax.get_images()[0].get_array()
+    assert shown.shape == (12, 12)
+    edges = -(-np.arange(12) * 50 // 12)  # cells begin where 12 * column // 50 changes
+    sums = np.add.reduceat(np.add.reduceat(problem.outliers.astype(int), np.arange(0, 60, 5), axis=0), edges, axis=1)
+    sizes = 5 * np.diff(np.append(edges, 50))
+    assert np.asarray(shown) == pytest.approx(sums / sizes)
+
+
+def test_background_sheet_has_three_pictures(robust, ax):
+    result, problem = robust
+    assert rnla.plotting.background_sheet(problem.A, result, (12, 5), ax, show=[0, 1, 2]) is ax
+    assert ax.get_images()[0].get_array().shape == (3 * 12 + 4, 3 * 5 + 4)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["frame", "background", "outliers"]
+    with pytest.raises(ValueError, match=r"^rnla\.plotting\.background_sheet: .* frames of 12 x 6"):
+        rnla.plotting.background_sheet(problem.A, result, (12, 6), ax)
+
+
+def test_plots_of_robust_pca_make_a_figure(robust):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    result, problem = robust
+    for made in (
+        rnla.plotting.outlier_map(result, problem.A),
+        rnla.plotting.background_sheet(problem.A, result, (12, 5)),
+    ):
+        assert made.figure.number in pyplot.get_fignums()
+        pyplot.close(made.figure)

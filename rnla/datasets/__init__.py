@@ -4,12 +4,14 @@ from rnla.datasets._files import load_matrix
 from rnla.datasets._generators import document_term, power_law_graph
 from rnla.datasets._robust_pca import robust_pca_problem
 from rnla.datasets._shipped import load_photograph, load_road_network
+from rnla.datasets._video import moving_rectangles
 
 __all__ = [
     "document_term",
     "load_matrix",
     "load_photograph",
     "load_road_network",
+    "moving_rectangles",
     "power_law_graph",
     "robust_pca_problem",
 ]

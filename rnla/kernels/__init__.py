@@ -14,6 +14,9 @@ _MODULE_OF = {
     "random_words": "_philox",
     "sampled_residuals": "_trimmed",
     "scatter_signs": "_scatter",
+    "sqrt_sweep_gram": "_sqrt_sweep",
+    "sqrt_sweep_product": "_sqrt_sweep",
+    "threshold_pass": "_threshold_pass",
     "trimmed_fit": "_trimmed",
 }
 
@@ -29,6 +32,9 @@ __all__ = [
     "random_words",
     "sampled_residuals",
     "scatter_signs",
+    "sqrt_sweep_gram",
+    "sqrt_sweep_product",
+    "threshold_pass",
     "trimmed_fit",
 ]
 

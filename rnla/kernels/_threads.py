@@ -26,7 +26,7 @@ def num_threads():
     return min(cores, _blas_limit())
 
 
-def map_blocks(function, n_items, *, block):
+def map_blocks(function, n_items, *, block, threads=None):
     """Call ``function(start, stop)`` over ``[0, n_items)`` in blocks, on as many cores as BLAS may use.
 
     The partition depends on `block` alone: results do not change with the number of threads as long as each block
@@ -40,10 +40,12 @@ def map_blocks(function, n_items, *, block):
         Number of items.
     block : int
         Items per call.
+    threads : int, optional
+        How many to use; by default as many as `num_threads` says.
     """
     spans = [(start, min(start + block, n_items)) for start in range(0, n_items, block)]
     # A call from inside a worker runs inline: waiting there for the pool it keeps busy would be for ever.
-    threads = 1 if getattr(_state, "working", False) else min(num_threads(), len(spans))
+    threads = 1 if getattr(_state, "working", False) else min(threads or num_threads(), len(spans))
     if threads <= 1:
         for span in spans:
             function(*span)

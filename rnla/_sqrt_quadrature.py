@@ -1,0 +1,213 @@
+"""Corrections of matrix roots by Zolotarev's quadrature and Woodbury's formula: the update, its interval, the sums.
+
+The data's way: the update is brought to the form ``Z diag(s) Z^H`` with signs s; an interval that holds the spectra
+before and after gives nodes tau and weights w; at every node ``Y = (A + tau)^-1 Z`` and a k x k matrix ``K = diag(s) +
+Z^H Y`` give a term ``Y K^-1 Y^H``. All terms of one sign are positive semidefinite, so their sum does not cancel; it is
+compressed to the numerical rank by its Gram matrix.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from rnla import kernels
+from rnla._backend import adjoint, eps_of, from_host, to_host
+from rnla._errors import NotPositiveDefiniteError
+from rnla._orth import orth
+from rnla._rational import node_count, zolotarev_nodes
+from rnla._sqrt_action import solved
+
+DROPPED = 0.1  # columns below this times the tolerance of the largest are left out
+
+
+class Update(NamedTuple):
+    """``Z diag(s) Z^H`` with signs s."""
+
+    Z: Any  # (n, k)
+    s: np.ndarray  # (k,) of +1.0 and -1.0
+
+
+class Interval(NamedTuple):
+    """Ends between which the eigenvalues are before and after the update."""
+
+    low: float
+    high: float
+    gap: float  # smallest eigenvalue of the updated matrix relative to A: positive
+
+
+class Correction(NamedTuple):
+    """``P diag(signs) P^H``."""
+
+    P: Any  # (n, r)
+    signs: np.ndarray  # (r,)
+    n_nodes: int
+
+
+def canonical(Z, C, sign, caller):
+    """Return ``Z C Z^H``, or ``sign * Z Z^H``, as an `Update`; only ever multiplies Z from the right.
+
+    An orthonormal basis of Z would lose the small rows of a graded matrix.
+    """
+    xp = array_namespace(Z)
+    eps = eps_of(xp, Z.dtype)
+    if C is None:
+        parts = [(Z, float(sign))]
+    else:
+        host = to_host(C)
+        lam, V = np.linalg.eigh((host + host.conj().T) / 2 * sign)
+        top = np.abs(lam).max(initial=0.0)
+        parts = []
+        for positive in (True, False):
+            some = (lam > eps * top) if positive else (lam < -eps * top)
+            weights = V[:, some] * np.sqrt(np.abs(lam[some]))
+            parts.append((Z @ from_host(weights, xp, Z.dtype, device(Z)), 1.0 if positive else -1.0))
+    kept, signs = [], []
+    for part, s in parts:
+        if part.shape[1] == 0:
+            continue
+        scale = float(xp.max(xp.abs(part)))
+        if scale == 0:
+            continue
+        if part.shape[1] > 1:
+            # The rotation that makes columns orthogonal, from the Gram matrix of scaled columns.
+            _, sv, Wh = np.linalg.svd(_triangle(part / scale))
+            some = sv > eps * max(part.shape) * sv[0]
+            if part.shape[1] > 1 and not (some.all() and _orthogonal(part / scale, eps)):
+                part = part @ from_host(Wh[some].conj().T, xp, Z.dtype, device(Z))
+        kept.append(part)
+        signs += [s] * part.shape[1]
+    if not kept:
+        return Update(Z[:, :0], np.zeros(0))
+    return Update(kept[0] if len(kept) == 1 else xp.concat(kept, axis=1), np.array(signs))
+
+
+def _triangle(X):
+    return to_host(array_namespace(X).linalg.qr(X)[1])
+
+
+def _orthogonal(X, eps):
+    G = to_host(adjoint(X) @ X)
+    return np.abs(G - np.diag(np.diagonal(G))).max() <= 10 * eps * np.abs(np.diagonal(G)).max()
+
+
+def interval(base, update, tol, inverse, caller):
+    """Return where the eigenvalues of A and of the updated matrix are; raise if that is not positive definite."""
+    low, high = base.bounds
+    plus = update.s > 0
+    xp = base.xp
+    if plus.any():
+        part = update.Z[:, : int(plus.sum())] if plus[0] else update.Z
+        high += float(np.linalg.eigvalsh(to_host(adjoint(part) @ part))[-1]) * (1 + 1e-10)
+    gap = 1.0
+    if not plus.all():
+        if not low > 0:
+            raise NotPositiveDefiniteError(
+                f"{caller}: A must be positive definite where something is subtracted; its smallest eigenvalue is "
+                f"{low:.3g}.", gap=-math.inf,
+            )  # fmt: skip
+        G = to_host(adjoint(update.Z) @ solved(base, update.Z))
+        lam, V = np.linalg.eigh((G + G.conj().T) / 2)
+        root = (V * np.sqrt(np.maximum(lam, 0))) @ V.conj().T
+        gap = float(np.linalg.eigvalsh(np.eye(len(lam)) + (root * update.s) @ root)[0])
+        if not gap > 4 * eps_of(xp, update.Z.dtype) * max(1.0, float(lam[-1])):
+            raise NotPositiveDefiniteError(
+                f"{caller}: the updated matrix must be positive definite; relative to A its smallest eigenvalue is "
+                f"{gap:.3g}.", gap=gap,
+            )  # fmt: skip
+        gap = min(1.0, gap)
+        low *= gap
+    if low <= tol**2 * high and not low > 0:
+        if inverse:
+            raise NotPositiveDefiniteError(
+                f"{caller}: A must be positive definite for the inverse root; its smallest eigenvalue is "
+                f"{base.bounds[0]:.3g}.", gap=0.0,
+            )  # fmt: skip
+        low = tol**2 * high  # the error is then relative to the norm of the root
+    return Interval(low, high, gap)
+
+
+def on_diagonal(base, update, span, tol, inverses):
+    """Return a `Correction` for each flag of `inverses`, of a base that is diagonalised; two sweeps over the rows."""
+    tau, w = zolotarev_nodes(span.low, span.high, n_nodes=node_count(span.high / span.low, tol))
+    z, d = base.rotate(update.Z), base.d
+    G, YY = kernels.sqrt_sweep_gram(d, z, tau)
+    out = []
+    for inverse in inverses:
+        B, signs = _combination(G, YY, update.s, w if inverse else w * tau, inverse, tol)
+        P = kernels.sqrt_sweep_product(d, z, tau, from_host(B, base.xp, z.dtype, base.device))
+        out.append(Correction(base.back(P), signs, len(tau)))
+    return out
+
+
+def on_scalar(base, update, inverse):
+    """Return the correction of a multiple of the identity: exact, of the rank of the update."""
+    alpha = base.bounds[0]
+    lam, V = np.linalg.eigh(to_host(adjoint(update.Z) @ update.Z))
+    lam = np.maximum(lam, 0)
+    if (update.s < 0).any():  # W - alpha I has the range of Z: there it is R diag(s) R^H, Z = Q R
+        Q, R = orth(update.Z)
+        e, V = np.linalg.eigh((R * update.s) @ R.conj().T)
+        roots = np.sqrt(np.maximum(alpha + e, 0))
+        X = e / (roots + alpha**0.5)
+        X = -X / (roots * alpha**0.5) if inverse else X
+        weights, left = np.sqrt(np.abs(X)), Q
+    else:
+        roots = np.sqrt(alpha + lam)
+        weights = 1 / np.sqrt(roots + alpha**0.5)
+        if inverse:
+            weights = weights / np.sqrt(roots * alpha**0.5)
+        X, left = np.full(len(lam), -1.0 if inverse else 1.0), update.Z
+    P = left @ from_host(V * weights, base.xp, update.Z.dtype, base.device)
+    return Correction(P, np.sign(X), 0)
+
+
+def on_shifted(base, update, span, tol, inverses):
+    """Return the same of a base that solves with ``A + tau I``."""
+    tau, w = zolotarev_nodes(span.low, span.high, n_nodes=node_count(span.high / span.low, tol))
+    xp, Z = base.xp, update.Z
+    Y = xp.concat([base.shift_solve(float(t), Z) for t in tau], axis=1)  # (n, N k)
+    k = Z.shape[1]
+    G = np.transpose(to_host(adjoint(Z) @ Y).reshape(k, len(tau), k), (1, 0, 2))
+    YY = to_host(adjoint(Y) @ Y)
+    out = []
+    for inverse in inverses:
+        B, signs = _combination(G, YY, update.s, w if inverse else w * tau, inverse, tol)
+        out.append(Correction(Y @ from_host(B, xp, Y.dtype, base.device), signs, len(tau)))
+    return out
+
+
+def _combination(G, YY, s, weights, inverse, tol):
+    """Return B and signs with ``Y B diag(signs) (Y B)^H`` the sum over the nodes, on the host.
+
+    ``G[j] = Z^H Y_j`` (k, k), ``YY = Y^H Y`` (N k, N k), Y having the columns of Y_1, Y_2, ...
+    """
+    N, k, _ = G.shape
+    columns = {1.0: [], -1.0: []}
+    for j in range(N):
+        K = np.diag(s) + (G[j] + G[j].conj().T) / 2
+        lam, U = np.linalg.eigh(K)
+        if np.count_nonzero(lam < 0) != np.count_nonzero(s < 0):
+            raise NotPositiveDefiniteError("rnla: the updated matrix is not positive definite, to rounding.", gap=0.0)
+        for sign in (1.0, -1.0):
+            some = lam > 0 if sign > 0 else lam < 0
+            block = np.zeros((N * k, int(some.sum())), dtype=U.dtype)
+            block[j * k : (j + 1) * k] = U[:, some] * np.sqrt(weights[j] / np.abs(lam[some]))
+            columns[sign].append(block)
+    parts, signs, tops = [], [], []
+    for sign, blocks in columns.items():
+        B = np.concatenate(blocks, axis=1)
+        if not B.shape[1]:
+            continue
+        lam, V = np.linalg.eigh(B.conj().T @ YY @ B)
+        parts.append((B, lam, V))
+        signs.append(-sign if inverse else sign)
+        tops.append(lam[-1])
+    largest = max(tops, default=0.0)
+    out = [(B @ V[:, lam > DROPPED * tol * largest][:, ::-1]) for B, lam, V in parts]
+    if not out:
+        return np.zeros((N * k, 0)), np.zeros(0)
+    return np.concatenate(out, axis=1), np.concatenate(
+        [np.full(X.shape[1], sign) for X, sign in zip(out, signs, strict=True)]
+    )

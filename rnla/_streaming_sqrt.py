@@ -1,0 +1,199 @@
+"""Roots of a matrix that is updated again and again: the updates are kept, the root is rebuilt when it is used."""
+
+import numpy as np
+from array_api_compat import device
+
+from rnla._backend import from_host
+from rnla._orth import orth
+from rnla._rangefinder import check_choice, check_count, check_number
+from rnla._sqrt_base import Diagonalised, as_base
+from rnla._sqrt_factor import log_determinant, sqrt_factor_update
+from rnla._sqrt_inputs import check_update, checked_tol
+from rnla._sqrt_quadrature import Update
+from rnla._sqrtm import sqrt_update
+
+
+class StreamingSqrt:
+    """The roots of ``W = A + sum of updates - sum of downdates``.
+
+    The state is A and the columns of the updates, never a root: nothing accumulates. A downdate by a column that was
+    an update before, bit for bit, deletes it.
+
+    Parameters
+    ----------
+    A : number, vector, matrix, pair, sparse matrix, operator or SqrtRoots
+        The base, as for `sqrt_update`.
+    n : int, optional
+        Order, if `A` is a number.
+    tol : float, optional
+        Precision of the roots; see `sqrt_update`.
+    bounds : tuple of two floats, optional
+        Ends of the spectrum of `A`, of sparse matrices and operators.
+    max_update_rank : int, optional
+        Largest number of columns that are kept.
+    shrink : {"truncate", "frequent_directions"}
+        What happens beyond: the smallest are left out, or the smallest square is taken from all, so that what is lost
+        is bounded in every direction, and given to the diagonal of a base that has one.
+
+    Attributes
+    ----------
+    n_columns : int
+        Number of columns of updates.
+
+    Examples
+    --------
+    >>> stream = rnla.StreamingSqrt(np.ones(4))
+    >>> stream.update(np.array([1.0, 0.0, 0.0, 0.0])).update(np.array([0.0, 2.0, 0.0, 0.0]))
+    StreamingSqrt(n=4, 2 columns on a diagonal base)
+    >>> np.round(stream.sqrt().diagonal(), 6).tolist()
+    [1.414214, 2.236068, 1.0, 1.0]
+    >>> stream.downdate(np.array([1.0, 0.0, 0.0, 0.0])).n_columns
+    1
+    """
+
+    def __init__(self, A, *, n=None, tol=None, bounds=None, max_update_rank=None, shrink="truncate"):
+        caller = "rnla.StreamingSqrt"
+        check_choice(shrink, "shrink", ("truncate", "frequent_directions"), caller)
+        if max_update_rank is not None:
+            check_count(max_update_rank, "max_update_rank", caller)
+        if isinstance(A, (int, float)):
+            check_count(n, "n", caller)
+            like = np.zeros(1)
+        else:
+            like = A if hasattr(A, "dtype") else None
+        self._base = as_base(A, n if n is not None else _order(A), like, bounds, caller)
+        xp = self._base.xp
+        self.tol, self.max_update_rank, self.shrink = tol, max_update_rank, shrink
+        self._Z = xp.zeros((self._base.n, 0), dtype=self._base.dtype, device=self._base.device)
+        self._s = np.zeros(0)
+        self._results = {}
+
+    @property
+    def n_columns(self):
+        """Number of columns of updates that are kept."""
+        return len(self._s)
+
+    def update(self, Z):
+        """Add ``Z Z^H``; returns itself.
+
+        Parameters
+        ----------
+        Z : array, shape (n,) or (n, k)
+            Columns.
+        """
+        return self._append(Z, 1.0, "rnla.StreamingSqrt.update")
+
+    def downdate(self, Z):
+        """Subtract ``Z Z^H``; returns itself. Whether W stays positive definite shows when a root is asked for.
+
+        Parameters
+        ----------
+        Z : array, shape (n,) or (n, k)
+            Columns.
+        """
+        return self._append(Z, -1.0, "rnla.StreamingSqrt.downdate")
+
+    def replace(self, Z_old, Z_new):
+        """Subtract ``Z_old Z_old^H`` and add ``Z_new Z_new^H``; returns itself."""
+        return self.downdate(Z_old).update(Z_new)
+
+    def scale(self, beta):
+        """Multiply W by a positive number, as an exponential mean does before every update; returns itself."""
+        check_number(beta, "beta", "rnla.StreamingSqrt.scale")
+        if not beta > 0:
+            raise ValueError(f"rnla.StreamingSqrt.scale: beta must be positive; got {beta}.")
+        self._base = self._base.scaled(float(beta))
+        self._Z = self._Z * float(beta) ** 0.5
+        self._results = {}
+        return self
+
+    def sqrt(self):
+        """Return ``W^(1/2)``, a `LowRankCorrectedSqrt`."""
+        return self._root(False)
+
+    def inv_sqrt(self):
+        """Return ``W^(-1/2)``, a `LowRankCorrectedSqrt`."""
+        return self._root(True)
+
+    def factor(self):
+        """Return a `SqrtFactor` of W."""
+        return sqrt_factor_update(self._base, self._Z, C=self._signs())
+
+    def logdet(self):
+        """Return ``log det W``."""
+        return log_determinant(self._base, Update(self._Z, self._s))
+
+    def __repr__(self):
+        return f"StreamingSqrt(n={self._base.n}, {self.n_columns} columns on a {self._base.kind} base)"
+
+    def _root(self, inverse):
+        if inverse not in self._results:
+            tol = checked_tol(self.tol, self._Z, "rnla.StreamingSqrt")
+            self._results[inverse] = sqrt_update(self._base, self._Z, C=self._signs(), inverse=inverse, tol=tol)
+        return self._results[inverse]
+
+    def _signs(self):
+        if (self._s > 0).all():
+            return None
+        return from_host(np.diag(self._s), self._base.xp, self._Z.dtype, self._base.device)
+
+    def _append(self, Z, sign, caller):
+        Z, _ = check_update(Z, None, 1, caller)
+        xp = self._base.xp
+        if Z.shape[0] != self._base.n:
+            raise ValueError(f"{caller}: Z must have {self._base.n} rows; got shape {tuple(Z.shape)}.")
+        if xp.isdtype(Z.dtype, "complex floating") and not xp.isdtype(self._Z.dtype, "complex floating"):
+            self._Z = xp.astype(self._Z, Z.dtype)
+        Z = xp.astype(Z, self._Z.dtype, copy=False)
+        gone, new = set(), []
+        for j in range(Z.shape[1]):
+            found = self._place(Z[:, j], -sign, gone)
+            if found is None:
+                new.append(j)
+            else:
+                gone.add(found)
+        kept = [i for i in range(len(self._s)) if i not in gone]
+        parts = [(self._Z, kept), (Z, new)]
+        where = device(self._Z)
+        index = [xp.asarray(np.array(i, dtype=np.int64), device=where) for _, i in parts]
+        self._Z = xp.concat([xp.take(X, i, axis=1) for (X, _), i in zip(parts, index, strict=True)], axis=1)
+        self._s = np.concatenate([self._s[kept], np.full(len(new), sign)])
+        self._results = {}
+        if self.max_update_rank is not None and self.n_columns > self.max_update_rank:
+            self._compress()
+        return self
+
+    def _place(self, z, sign, gone):
+        """Return the number of a column of this sign that equals z."""
+        xp = self._base.xp
+        for i in np.flatnonzero(self._s == sign):
+            if i not in gone and bool(xp.all(self._Z[:, int(i)] == z)):
+                return int(i)
+        return None
+
+    def _compress(self):
+        Q, R = orth(self._Z)
+        lam, V = np.linalg.eigh((R * self._s) @ R.conj().T)
+        order = np.argsort(-np.abs(lam))
+        kept, rest = order[: self.max_update_rank], order[self.max_update_rank :]
+        values = lam[kept]
+        if self.shrink == "frequent_directions" and (lam >= 0).all():
+            least = float(lam[rest].max(initial=0.0))
+            values = values - least
+            if isinstance(self._base, Diagonalised) and self._base.Q is None:
+                base = self._base
+                self._base = Diagonalised(base.d + least, kind=base.kind, dtype=base.dtype)
+        xp = self._base.xp
+        weights = V[:, kept] * np.sqrt(np.abs(values))
+        self._Z = Q @ from_host(weights, xp, self._Z.dtype, device(self._Z))
+        self._s = np.where(values < 0, -1.0, 1.0)
+
+
+def _order(A):
+    """Return the order of a matrix of any kind that `sqrt_update` takes, but a number."""
+    if hasattr(A, "S"):
+        return A.S.shape[0]
+    if isinstance(A, (tuple, list)):
+        pairs = [A] if len(A) == 2 and getattr(A[0], "ndim", None) == 1 else A
+        return int(np.prod([len(pair[0]) for pair in pairs]))
+    return A.shape[0]

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from rnla._pencil import Pencil, thin
 from rnla._progress import Monitor
@@ -53,8 +52,8 @@ def solve_lyapunov_lowrank(A, C, *, E=None, tol=1e-10, max_iter=300, max_rank=No
                            shifts="projection", callback=None):  # fmt: skip
     """Solve ``A^T X E + E^T X A + C^T C = 0`` for a large stable pencil and a few rows C.
 
-    The eigenvalues of X decay fast, so that a thin factor Z with ``X = Z Z^T`` holds all of it; no array of shape (n, n)
-    is formed. For the other equation, ``A X E^T + E X A^T + B B^T = 0``, pass the transposes of `A`, `E` and `B`.
+    The eigenvalues of X decay fast: a thin factor Z with ``X = Z Z^T`` holds all of it, and X itself is never formed.
+    For the other equation, ``A X E^T + E X A^T + B B^T = 0``, pass the transposes of `A`, `E` and `B`.
 
     Parameters
     ----------
@@ -189,12 +188,14 @@ def semidefinite_factor(X):
 
 
 def _dense(pencil, C):
+    from scipy.linalg import eigvals, solve_continuous_lyapunov
+
     A, E = pencil.dense()
-    G = scipy.linalg.solve(E.T, A.T)  # (A E^-1)^T
-    W = scipy.linalg.solve(E.T, C.T)
-    if scipy.linalg.eigvals(G).real.max() >= 0:
+    G = np.linalg.solve(E.T, A.T)  # (A E^-1)^T
+    W = np.linalg.solve(E.T, C.T)
+    if eigvals(G).real.max() >= 0:
         raise Unstable("an eigenvalue of it is not in the left half-plane")
-    F = semidefinite_factor(scipy.linalg.solve_continuous_lyapunov(G, -W @ W.T))
+    F = semidefinite_factor(solve_continuous_lyapunov(G, -W @ W.T))
     if F is None:
         raise Unstable("the solution is indefinite")
     return F

@@ -1,8 +1,8 @@
 """The matrices of a matrix equation: what may be passed, products with them, and one factorisation for every shift."""
 
+import sys
+
 import numpy as np
-import scipy.linalg
-import scipy.sparse
 
 from rnla._backend import check_finite
 
@@ -26,7 +26,7 @@ class Pencil:
         A = _square(A, "A", caller)
         self.n = A.shape[0]
         self.dtype = _result_dtype(A)
-        self.sparse = scipy.sparse.issparse(A)
+        self.sparse = _is_sparse(A)
         # The rows of A are the columns of A^T: transposing copies nothing.
         self.AT = A.T.astype(float)
         self.ET = None
@@ -35,11 +35,10 @@ class Pencil:
             if E.shape != A.shape:
                 raise ValueError(f"{caller}: E must have the shape of A, {A.shape}; got {E.shape}.")
             self.dtype = np.promote_types(self.dtype, _result_dtype(E))
-            if scipy.sparse.issparse(E) != self.sparse:
-                E = scipy.sparse.csr_array(E) if self.sparse else E.toarray()
+            if _is_sparse(E) != self.sparse:
+                E = _csr(E) if self.sparse else E.toarray()
             self.ET = E.T.astype(float)
-        identity = scipy.sparse.eye_array(self.n, format="csc") if self.sparse else np.eye(self.n)
-        self._shifted = identity if self.ET is None else self.ET
+        self._shifted = self._identity() if self.ET is None else self.ET
         self._options = _ordering(abs(self.AT) + abs(self._shifted)) if self.sparse else {}
         self._kept, self._kept_bytes = {}, 0
         self._check_nonsingular(caller)
@@ -74,6 +73,13 @@ class Pencil:
         A, E = self.AT.T, self._shifted.T
         return (A.toarray(), E.toarray()) if self.sparse else (A, E)
 
+    def _identity(self):
+        if not self.sparse:
+            return np.eye(self.n)
+        from scipy.sparse import eye_array
+
+        return eye_array(self.n, format="csc")
+
     def _factored(self, M):
         return _sparse_factors(M, self._options) if self.sparse else _dense_factors(M)
 
@@ -103,8 +109,8 @@ def thin(X, name, rows, caller, *, by_rows=False):
 
 
 def _square(A, name, caller):
-    if scipy.sparse.issparse(A):
-        A = scipy.sparse.csr_array(A) if A.ndim == 2 else A
+    if _is_sparse(A):
+        A = _csr(A) if A.ndim == 2 else A
         entries = A.data
     elif type(A) is np.ndarray or type(A) is np.memmap:
         A = entries = np.asarray(A)
@@ -116,6 +122,17 @@ def _square(A, name, caller):
     if not np.isfinite(entries).all():
         raise ValueError(f"{caller}: {name} must be finite; it contains NaN or infinity.")
     return A
+
+
+def _is_sparse(A):
+    sparse = sys.modules.get("scipy.sparse")  # A cannot be of a module that nobody imported
+    return sparse is not None and sparse.issparse(A)
+
+
+def _csr(A):
+    from scipy.sparse import csr_array
+
+    return csr_array(A)
 
 
 def _checked_dtype(X, name, caller):
@@ -138,11 +155,10 @@ def _ordering(pattern):
 
 
 def _sparse_factors(M, options):
-    # Loaded here: it is not needed for arrays, and takes longer to import than they to solve.
     from scipy.sparse.linalg import splu
 
     try:
-        lu = splu(scipy.sparse.csc_array(M), **options)
+        lu = splu(M.tocsc(), **options)
     except RuntimeError as error:  # an exact zero; anything else in SuperLU is a MemoryError
         raise np.linalg.LinAlgError(str(error)) from error
     _check_pivots(abs(lu.U.diagonal()))
@@ -156,7 +172,9 @@ def _sparse_factors(M, options):
 
 
 def _dense_factors(M):
-    getrf, getrs = scipy.linalg.get_lapack_funcs(("getrf", "getrs"), (M,))
+    from scipy.linalg import get_lapack_funcs
+
+    getrf, getrs = get_lapack_funcs(("getrf", "getrs"), (M,))
     lu, pivots, _ = getrf(M)
     _check_pivots(abs(np.diagonal(lu)))
     return lambda X: getrs(lu, pivots, X)[0], lu.nbytes

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 SPAN = 6  # last columns of the factor, at least, onto which the next problem is projected
 REAL = 1e-8  # imaginary parts below this part of the modulus are rounding
 GROWTH = 1e6  # of the residual, beyond which the iteration diverges
+NUDGE = 1 + 2**-10  # moves a shift that is an eigenvalue
+AMPLIFIED = 100.0  # by the feedback: beyond it a solution is refined
 MARGIN = 0.5  # part of the tolerance for the recursion; the rest is for rounding and for columns that are dropped
 
 
@@ -76,10 +77,7 @@ def radi(pencil, B, T, R, sigma, *, target, scale, max_iter, shifts, monitor):
             s = _projected_shift(pencil, _recent(blocks, R), B, feedback, R, sigma)
         else:
             s = shifts[count % len(shifts)]
-        try:
-            solve = pencil.solver(s, keep=shifts != "projection")
-        except np.linalg.LinAlgError as error:
-            raise Unstable(f"{-s:.3g} is an eigenvalue of the pencil") from error
+        s, solve = _solver(pencil, s, shifts != "projection")
         F, R, K = (_single if isinstance(s, float) else _pair)(pencil, solve, s, B, T, R, K, sigma)
         blocks.append(F)
         count += 1
@@ -90,6 +88,18 @@ def radi(pencil, B, T, R, sigma, *, target, scale, max_iter, shifts, monitor):
             raise Unstable(f"the residual grew by {size / first:.1e} in {count} steps")
     F = np.hstack(blocks) if blocks else np.zeros((pencil.n, 0))
     return Iterated(F, K, R, bool(size <= target))
+
+
+def _solver(pencil, s, keep):
+    """Return a shift for which ``A^T + s E^T`` is regular, and the function that solves with it."""
+    try:
+        return s, pencil.solver(s, keep)
+    except np.linalg.LinAlgError:
+        s *= NUDGE  # the feedback may have mirrored an unstable eigenvalue to s
+    try:
+        return s, pencil.solver(s, keep)
+    except np.linalg.LinAlgError as error:
+        raise Unstable(f"{-s:.3g} is an eigenvalue of the pencil") from error
 
 
 def _single(pencil, solve, s, B, T, R, K, sigma):
@@ -115,24 +125,38 @@ def _pair(pencil, solve, s, B, T, R, K, sigma):
 
 def _step(pencil, solve, s, B, feedback, R, K, sigma):
     """Return the new columns of the factor, and the next R and K."""
+    from scipy.linalg import solve_triangular
+
     p = R.shape[1]
-    dtype = complex if isinstance(s, complex) else float
-    both = solve(np.hstack([R, feedback]).astype(dtype))
-    V, N = both[:, :p], both[:, p:]
-    if B.shape[1]:
-        # Sherman, Morrison and Woodbury: the feedback is a term of low rank in a matrix that is already factored.
-        V = V + N @ np.linalg.solve(np.eye(B.shape[1]) - B.T @ N, B.T @ V)
     width = math.sqrt(-2 * s.real)
-    V = width * V
+    V = width * _closed_loop_solution(pencil, solve, s, B, feedback, R)
     VB = V.conj().T @ B
     Y = np.eye(p) + (sigma / (-2 * s.real)) * (VB @ VB.conj().T)
     try:
         root = np.linalg.cholesky(Y)
     except np.linalg.LinAlgError as error:
         raise (NoSolution if sigma < 0 else Unstable("it overflows")) from error
-    F = scipy.linalg.solve_triangular(root, V.conj().T, lower=True).conj().T  # V Y^-1 V^H = F F^H
-    W = pencil.adjoint_E(scipy.linalg.solve_triangular(root, F.T, lower=True, trans="T").T)  # E^T V Y^-1
+    F = solve_triangular(root, V.conj().T, lower=True).conj().T  # V Y^-1 V^H = F F^H
+    W = pencil.adjoint_E(solve_triangular(root, F.T, lower=True, trans="T").T)  # E^T V Y^-1
     return F, R + width * W, K + W @ VB
+
+
+def _closed_loop_solution(pencil, solve, s, B, feedback, R):
+    """Return ``(A^T + s E^T - T B^T)^-1 R`` for the feedback T."""
+    p, b = R.shape[1], B.shape[1]
+    both = solve(np.hstack([R, feedback]).astype(complex if isinstance(s, complex) else float))
+    V, N = both[:, :p], both[:, p:]
+    if b == 0:
+        return V
+    # Sherman, Morrison and Woodbury: the feedback is a term of low rank in a matrix that is already factored.
+    gains = B.T @ N
+    V = V + N @ np.linalg.solve(np.eye(b) - gains, B.T @ V)
+    if np.linalg.norm(gains) > AMPLIFIED:
+        # The shift is near an eigenvalue that the feedback has moved: the two terms cancel.
+        rest = R - pencil.AT @ V - s * pencil.adjoint_E(V) + feedback @ (B.T @ V)
+        D = solve(rest)
+        V = V + D + N @ np.linalg.solve(np.eye(b) - gains, B.T @ D)
+    return V
 
 
 def _recent(blocks, R):
@@ -149,14 +173,16 @@ def _recent(blocks, R):
 
 def _projected_shift(pencil, Q, B, feedback, R, sigma):
     """Return the stable eigenvalue that matters most for the solution of the projected residual equation."""
+    from scipy.linalg import block_diag, eig, eigvals
+
     Bp, Rp = Q.T @ B, Q.T @ R
     Ep = Q.T @ pencil.times_E(Q)
     Ap = Q.T @ pencil.times(Q) - Bp @ (feedback.T @ Q)
     # Scaled to a constant term of norm one; otherwise the second half of the eigenvectors sinks into rounding.
     size = _square_norm(Rp) or 1.0
     H = np.block([[Ap, sigma * size * (Bp @ Bp.T)], [Rp @ Rp.T / size, -Ap.T]])
-    M = None if pencil.ET is None else scipy.linalg.block_diag(Ep, Ep.T)
-    values, vectors = scipy.linalg.eig(H, M)
+    M = None if pencil.ET is None else block_diag(Ep, Ep.T)
+    values, vectors = eig(H, M)
     k = Q.shape[1]
     X, Y = vectors[:k], vectors[k:]
     cross = np.abs(np.sum(X * (Ep.T @ Y), axis=0))
@@ -165,7 +191,7 @@ def _projected_shift(pencil, Q, B, feedback, R, sigma):
     if stable.any():
         s = complex(values[np.argmax(np.where(stable, weight, -1.0))])
     else:
-        s = complex(-np.abs(scipy.linalg.eigvals(Ap, None if pencil.ET is None else Ep).real).max())
+        s = complex(-np.abs(eigvals(Ap, None if pencil.ET is None else Ep).real).max())
     return tidy(s) if s.real < 0 else -(float(np.linalg.norm(Ap)) or 1.0)
 
 

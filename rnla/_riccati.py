@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from rnla._errors import NotPositiveDefiniteError
 from rnla._lyapunov import check_options, judged, semidefinite_factor, summary
@@ -16,7 +15,6 @@ from rnla._rangefinder import check_choice
 EPS = float(np.finfo(float).eps)
 INNER = 0.1  # part of the tolerance for the Lyapunov equations of Newton's method
 ADVICE = "if A, or the pencil (A, E), is not stable, give a stabilising gain K0 (with method='radi' or method='newton')"
-
 UNSOLVABLE = "the pencil (A, E) may have to be stable or stabilisable, or with positive=True B and C smaller"
 
 
@@ -68,7 +66,7 @@ def solve_riccati_lowrank(A, B, C, *, E=None, R=None, S=None, positive=False, K0
 
     X is the stabilising solution, the one of linear-quadratic control: ``u = -K x`` minimises the integral of
     ``|C x|^2 + u^T R u`` along ``E x' = A x + B u``. Its eigenvalues decay fast, so that a thin factor Z with
-    ``X = Z Z^T`` holds all of it; no array of shape (n, n) is formed. For the filter equation pass the transposes of
+    ``X = Z Z^T`` holds all of it; X itself is never formed. For the filter equation pass the transposes of
     `A`, `E`, `C` and `B` as `A`, `E`, `B` and `C`.
 
     Parameters
@@ -179,8 +177,8 @@ def solve_riccati_lowrank(A, B, C, *, E=None, R=None, S=None, positive=False, K0
 class _Problem:
     """The equation in the form that the iterations solve: weight I, and the cross term moved into A and C.
 
-    With ``R = L L^T``, the columns of ``B L^-T`` take the place of B, and ``T = E^T X B L^-T + S L^-T`` (n, b) stands for
-    the gain ``L^-T T^T``.
+    With ``R = L L^T``, the columns of ``B L^-T`` take the place of B, and ``T = (E^T X B + S) L^-T`` of shape (n, b)
+    stands for the gain ``L^-T T^T``.
     """
 
     def __init__(self, A, B, C, E, R, S, sigma, caller):
@@ -203,19 +201,19 @@ class _Problem:
 
     def gain(self, T):
         """Return the gain for T."""
-        return scipy.linalg.solve_triangular(self.root, T.T, lower=True, trans="T")
+        return np.linalg.solve(self.root.T, T.T)
 
     def residual(self, Z):
         """Return the relative residual of ``Z Z^T``."""
         pencil, r, b, p = self.pencil, Z.shape[1], self.B.shape[1], self.W.shape[1]
         EZ = pencil.adjoint_E(Z)
         AZ = pencil.AT @ Z - self.sigma * (self.S @ (self.B.T @ Z))
-        core = scipy.linalg.block_diag(np.zeros((2 * r, 2 * r)), -self.sigma * np.eye(b), np.eye(p))
+        core = np.diag([0.0] * (2 * r) + [-float(self.sigma)] * b + [1.0] * p)
         core[:r, r : 2 * r] = core[r : 2 * r, :r] = np.eye(r)
         return indefinite_norm([AZ, EZ, EZ @ (Z.T @ self.B), self.W], core) / (self.scale or 1.0)
 
     def _scaled(self, X):
-        return scipy.linalg.solve_triangular(self.root, X.T, lower=True).T
+        return np.linalg.solve(self.root, X.T).T
 
     def _checked(self, X, name, shape):
         X, _ = thin(X, name, shape[1] if name == "K0" else shape[0], self.caller, by_rows=name == "K0")
@@ -235,8 +233,9 @@ class _Problem:
         values, U = np.linalg.eigh((small * signs) @ small.T)
         rounding = 100 * len(values) * EPS * np.linalg.norm(small, 2) ** 2
         if values[0] < -rounding:
-            raise ValueError(f"{self.caller}: C^T C - S R^-1 S^T must be positive semidefinite; its least eigenvalue is "
-                             f"{values[0]:.1e}.")  # fmt: skip
+            raise ValueError(
+                f"{self.caller}: C^T C - S R^-1 S^T must be positive semidefinite; got an eigenvalue {values[0]:.1e}."
+            )
         kept = values > rounding
         return Q @ (U[:, kept] * np.sqrt(values[kept]))
 
@@ -294,20 +293,25 @@ def _lyapunov_step(problem, T, target, options, monitor):
 
 
 def _dense(problem):
-    """Solve by the stable invariant subspace of the Hamiltonian matrix."""
+    """Solve by the stable invariant subspace of the Hamiltonian matrix, and one step of Newton's method."""
+    from scipy.linalg import schur, solve_continuous_lyapunov
+
     A, E = problem.pencil.dense()
     B, sigma = problem.B, problem.sigma
-    W = scipy.linalg.solve(E.T, problem.W)
-    G = scipy.linalg.solve(E.T, (A - sigma * B @ problem.S.T).T).T  # A E^-1
+    n = len(A)
+    W = np.linalg.solve(E.T, problem.W)
+    G = np.linalg.solve(E.T, (A - sigma * B @ problem.S.T).T).T  # A E^-1
     # Scaled so that both off-diagonal blocks have one norm.
-    ratio = np.linalg.norm(W, 2) / (np.linalg.norm(B, 2) or 1.0)
-    ratio = ratio or 1.0
+    ratio = np.linalg.norm(W) / (np.linalg.norm(B) or 1.0) or 1.0
     H = np.block([[G, -sigma * ratio * (B @ B.T)], [-(W @ W.T) / ratio, -G.T]])
-    n = len(G)
-    _, U, count = scipy.linalg.schur(H, sort="lhp")
-    X = None
-    if count == n and np.linalg.cond(U[:n, :n]) < 1 / EPS:
-        X = semidefinite_factor(ratio * scipy.linalg.solve(U[:n, :n].T, U[n:, :n].T).T)
-    if X is None:
+    _, U, count = schur(H, sort="lhp")
+    if count != n or np.linalg.cond(U[:n, :n]) > 1 / EPS:
         raise NoSolution
-    return X, problem.S + E.T @ (X @ (X.T @ B)), True
+    X = ratio * np.linalg.solve(U[:n, :n].T, U[n:, :n].T).T
+    X = (X + X.T) / 2
+    GX, BX = G.T @ X, B.T @ X
+    rest = GX + GX.T - sigma * BX.T @ BX + W @ W.T
+    F = semidefinite_factor(X + solve_continuous_lyapunov((G - sigma * B @ BX).T, -rest))
+    if F is None:
+        raise NoSolution
+    return F, problem.S + E.T @ (F @ (F.T @ B)), True

@@ -10,7 +10,7 @@ from rnla._matrix import as_matrix
 from rnla._matrix_views import Adjoint, spans
 from rnla._submatrix import taken
 
-BLOCK_BYTES = 32 * 2**20  # of rows of a matrix in memory that are worked on at a time
+BLOCK_BYTES = 8 * 2**20  # of rows of a matrix in memory that are worked on at a time
 POOL = 3  # rows and columns that are read at once from a file, for each one that an iteration uses
 
 
@@ -204,8 +204,9 @@ class Samples:
         self.random = np.random.Generator(np.random.Philox(key))
         self.resample = resample and rows is None and cols is None
         self._fixed = rows, cols
-        self._pool = self._pool_index = None
-        self._last = None
+        self._pool: Any = None
+        self._pool_index: Any = None
+        self._last: Cross | None = None
 
     def draw(self):
         """Return a `Cross`."""

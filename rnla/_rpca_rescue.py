@@ -48,7 +48,7 @@ def judge(entries, point, bounds, tol, random, *, noise_floor=0.0, rescue=True):
         fixable = [np.flatnonzero(wrong & ~few) for wrong, few in zip(bad, (few_rows, few_cols), strict=True)]
         if turn == rounds or not any(map(len, fixable)):
             break
-        point, done = _fit_again(entries, point, *fixable, noise_floor)
+        point, done = _fit_again(entries, point, fixable[0], fixable[1], noise_floor)
         for which, index, good in zip(settled, fixable, done, strict=True):
             which[index] = good
         rescued.append(tuple(map(len, fixable)))

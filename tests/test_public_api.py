@@ -9,6 +9,7 @@ import pytest
 import rnla
 import rnla.decomposition
 import rnla.plotting
+import rnla.tensors
 
 API_PAGE = Path(__file__).parents[1] / "docs" / "api.rst"
 SUBMODULES = {
@@ -16,6 +17,7 @@ SUBMODULES = {
     "decomposition": rnla.decomposition,
     "plotting": rnla.plotting,
     "sketch": rnla.sketch,
+    "tensors": rnla.tensors,
     "testing": rnla.testing,
 }
 

@@ -129,7 +129,7 @@ class _Bounds:
         quantile = max(_median(q_row), _median(q_col))
         if quantile < 0.9 * self.best or self.point is None:
             self.best, self.point, self.stale = quantile, point, 0
-        elif self.z < LOW * quantile:
+        elif self.z < LOW * quantile or self.z <= self.floor:
             self.stale += 1
         if trimmed and self.stale >= self.patience:
             self.phase = 2

@@ -36,6 +36,7 @@ DEFAULTS = {
     "decay": 0.7, "n_rows": None, "n_cols": None, "rows": None, "cols": None, "resample": True, "update": "trimmed",
     "noise_floor": "auto", "polish": 0, "lam": None, "outliers": None, "init": None,
 }  # fmt: skip
+UNRESOLVED = 0.01  # share of the rows, or columns, that may stay unexplained by a fit to the level of noise
 SAMPLE = 4.0  # rows and columns are sampled by this constant times k log n
 
 
@@ -190,6 +191,11 @@ def _result(entries, found, options, floor, tol, key, caller):
         point, z_row = polish(entries, point)
         z_row, z_col = np.maximum(z_row, floor), np.zeros_like(z_col)
     unresolved = len(judgement.bad_rows) + len(judgement.bad_cols)
+    # Among noise a few rows of thousands, such as pixels of a clock, say nothing about the rest; they are reported.
+    few = status == "noise_floor" and all(
+        len(bad) <= UNRESOLVED * side
+        for bad, side in zip((judgement.bad_rows, judgement.bad_cols), entries.shape, strict=True)
+    )
     message = {
         "converged": "the tolerance was met",
         "zero": "the matrix is zero",
@@ -203,7 +209,7 @@ def _result(entries, found, options, floor, tol, key, caller):
         message += ": the rank is too small, or there are more outliers than can be told apart"
     if unresolved:
         message += f"; {len(judgement.bad_rows)} rows and {len(judgement.bad_cols)} columns are not explained"
-    converged = status in ("converged", "zero", "noise_floor") and not loud and not unresolved
+    converged = status in ("converged", "zero", "noise_floor") and not loud and (few or not unresolved)
     if not converged:
         warn_not_converged(caller, message)
     return RobustPCAResult(

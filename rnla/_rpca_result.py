@@ -29,7 +29,8 @@ class RobustPCAResult:
     U, s, Vh : array, shapes (m, k), (k,), (k, n)
         ``L = (U * s) @ Vh``, with orthonormal columns and rows, and s non-increasing in the units of A.
     converged : bool
-        Whether L may be believed: the tolerance was met, or noise was reached, and every row and column is resolved.
+        Whether L may be believed: the tolerance was met, or noise was reached, and rows and columns are resolved (of those
+        fitted to noise, all but a hundredth).
     n_iter : int
         Number of iterations.
     history : tuple of RobustRecord
@@ -74,7 +75,6 @@ class RobustPCAResult:
     unresolved_rows: np.ndarray
     unresolved_cols: np.ndarray
     rescued: list
-    shrink: float | None = None  # of convex methods: entries of S are this much smaller than the residual
 
     @property
     def shape(self):
@@ -140,8 +140,6 @@ class RobustPCAResult:
             size = xp.abs(residual)
             bound = threshold if threshold is not None else xp.maximum(z_row[rows][:, None], z_col[None, :])
             keep = size > bound
-            if self.shrink is not None and threshold is None:
-                residual = residual * (1 - self.shrink / xp.where(keep, size, xp.ones_like(size)))
             if seen is not None:
                 keep = keep & seen
             yield rows, sparse_block(xp.where(keep, residual, xp.zeros_like(residual)), xp)
@@ -158,7 +156,7 @@ class RobustPCAResult:
             inlier = size <= xp.maximum(z_row[rows][:, None], z_col[None, :])
             if seen is not None:
                 inlier = inlier & seen
-            rest = xp.where(inlier, size, xp.zeros_like(size) + (self.shrink or 0.0))
+            rest = xp.where(inlier, size, xp.zeros_like(size))
             total += float(xp.sum(xp.astype(xp.abs(B), xp.float64) ** 2))
             left += float(xp.sum(xp.astype(rest, xp.float64) ** 2))
         return float(np.sqrt(left / total)) if total > 0 else 0.0

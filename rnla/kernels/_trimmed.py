@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, is_numpy_array
 from rnla._backend import to_host
 from rnla.kernels._threads import map_blocks
 
-_COMPILE_FROM = 1 << 16  # entries from which the compiled loops are worth importing Numba
+_COMPILE_FROM = 1 << 14  # entries from which the compiled loops are worth importing Numba
 _ROWS = 512  # rows at a time
 
 

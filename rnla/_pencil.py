@@ -9,6 +9,7 @@ from rnla._backend import check_finite
 DTYPES = "a real dtype: float64, float32, integer or bool"
 KEPT_BYTES = 2**30  # of factors that wait for their shift to come again
 PIVOT = 0.1  # a diagonal entry is taken as pivot if it is at least this part of its column
+PANEL = 4  # columns that SuperLU takes together; its default is for more fill than discretised planes have
 
 
 class Pencil:
@@ -151,7 +152,8 @@ def _ordering(pattern):
     if abs(pattern - pattern.T).nnz:
         return {"permc_spec": "COLAMD"}
     # Pivots from the diagonal keep the fill of a symmetric pattern low; the threshold keeps the factors accurate.
-    return {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": PIVOT, "options": {"SymmetricMode": True}}
+    options = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": PIVOT, "options": {"SymmetricMode": True}}
+    return options | {"panel_size": PANEL, "relax": PANEL}
 
 
 def _sparse_factors(M, options):

@@ -38,7 +38,7 @@ class Iterate(NamedTuple):
     z_row: np.ndarray  # (m,), bounds within which residuals count as fitted
     z_col: np.ndarray  # (n,)
     kept: float  # share of the sampled entries that were fitted
-    scale: float  # of the residuals, relative to that of the entries of L
+    scale: float  # of the residuals, relative to that of the entries of L; 0 if they are no noise
     records: tuple
 
 
@@ -104,7 +104,7 @@ def _iterate(entries, samples, cross, point, z0, records, *, tol, max_iter, deca
                 continue
             status = "converged"
             break
-    scale = _relative_scale(entries, cross, point)
+    scale = _relative_scale(entries, cross, point) if status == "noise_floor" else 0.0
     return Iterate(point, status, z_row, z_col, kept_share, scale, tuple(records))
 
 

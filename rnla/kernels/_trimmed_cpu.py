@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-TILE = 16  # rows gathered together: of a column-major matrix they are neighbours
+TILE = 64  # rows gathered together, so that the misses of the cache overlap; their residuals stay in its second level
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -32,18 +32,31 @@ def select(x, n, place):
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def gather(X, index, E, start, stop, by_rows):
+    """Copy ``X[start:stop, index]`` to the same rows of E, along the memory of X."""
+    if by_rows:
+        for i in range(start, stop):
+            source, target = X[i], E[i]
+            for j in range(index.size):
+                target[j] = source[np.uint64(index[j])]
+    else:
+        for j in range(index.size):
+            source = X[:, index[j]]
+            for i in range(start, stop):
+                E[i, j] = source[i]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def residuals(X, index, observed, masked, L, Rh, share, E, q, start, stop):
     """Fill the rows ``start:stop`` of E and q."""
     k, count = Rh.shape
     sizes, small = np.empty(count, q.dtype), np.empty(count, q.dtype)
     largest = np.finfo(q.dtype).max
     guess = q.dtype.type(0)  # rows have similar scales: most order statistics are below twice that of the row before
+    by_rows = abs(X.strides[1]) <= abs(X.strides[0])
     for top in range(start, stop, TILE):
         end = min(top + TILE, stop)
-        for j in range(count):
-            column = index[j]
-            for i in range(top, end):
-                E[i, j] = X[i, column]
+        gather(X, index, E, top, end, by_rows)
         for i in range(top, end):
             row, there, finite, n = E[i], count, 0, 0
             if masked:
@@ -77,30 +90,31 @@ def residuals(X, index, observed, masked, L, Rh, share, E, q, start, stop):
             guess = 2 * q[i]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+# Sums may be taken in any order, so that loops are vectorised; NaN keeps its meaning.
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def keep(E, K, bound, L, Rh, sums, start, stop):
     """Overwrite E by what is kept of the rows ``start:stop``, fill K and the sums of each row."""
     k, count = Rh.shape
     model = np.empty(count, E.dtype)
+    one, zero = E.dtype.type(1), E.dtype.type(0)
     for i in range(start, stop):
         row, kept, limit = E[i], K[i], bound[i]
-        residual, data, n = 0.0, 0.0, 0
+        residual, data, n = 0.0, 0.0, 0.0
         model[:] = 0
         for p in range(k):
             a = L[i, p]
             for j in range(count):
                 model[j] += a * Rh[p, j]
         for j in range(count):
+            inside = abs(row[j]) <= limit
+            row[j] = row[j] if inside else zero
+            kept[j] = one if inside else zero
+        for j in range(count):
             e = row[j]
-            if abs(e) <= limit:
-                d = e + model[j]
-                residual += e.real * e.real + e.imag * e.imag
-                data += d.real * d.real + d.imag * d.imag
-                n += 1
-                kept[j] = 1
-            else:
-                row[j] = 0
-                kept[j] = 0
+            d = e + kept[j] * model[j]
+            residual += e.real * e.real + e.imag * e.imag
+            data += d.real * d.real + d.imag * d.imag
+            n += kept[j].real
         sums[i, 0], sums[i, 1], sums[i, 2] = residual, data, n
 
 

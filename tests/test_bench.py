@@ -247,3 +247,12 @@ def test_an_interrupted_benchmark_leaves_no_file(tmp_path):
         interrupted()
     late[0].join()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_benchmark_of_robust_pca_runs(tmp_path):
+    results = tmp_path / "rpca.json"
+    command = [sys.executable, "-m", "bench", "rpca", "--quick", "--table", "pcp", "--json", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (rows,) = json.loads(results.read_text())["tables"].values()
+    assert all(row["error"] < 1e-5 and row["rank"] == 5 for row in rows)

@@ -21,17 +21,17 @@ from rnla._pcg import SolveResult, pcg
 from rnla._probing import EstimateResult
 from rnla._qr import PivotedQRResult, QRResult, qr
 from rnla._rangefinder import qb, range_finder
-from rnla._riccati import RiccatiResult, solve_riccati_lowrank
 from rnla._rational import adi_shifts, correction_rank, decay_bound, zolotarev_nodes
+from rnla._riccati import RiccatiResult, solve_riccati_lowrank
 from rnla._robust_code import RobustCodeResult, robust_code
 from rnla._rpca import robust_pca
 from rnla._rpca_cur import RobustCUR
 from rnla._rpca_result import RobustPCAResult
 from rnla._rpcholesky import CholeskyResult, rpcholesky
 from rnla._spectral_density import SpectralDensity, spectral_density
-from rnla._sqrt_riccati import solve_sqrt_riccati
 from rnla._sqrt_base import SqrtRoots
 from rnla._sqrt_factor import SqrtFactor, sample_mvn, sqrt_factor_update
+from rnla._sqrt_riccati import solve_sqrt_riccati
 from rnla._sqrtm import function_update, inv_sqrt_update, sqrt_pair_update, sqrt_update
 from rnla._streaming import StreamingSVD
 from rnla._streaming_sqrt import StreamingSqrt

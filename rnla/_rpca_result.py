@@ -29,8 +29,8 @@ class RobustPCAResult:
     U, s, Vh : array, shapes (m, k), (k,), (k, n)
         ``L = (U * s) @ Vh``, with orthonormal columns and rows, and s non-increasing in the units of A.
     converged : bool
-        Whether L may be believed: the tolerance was met, or noise was reached, and rows and columns are resolved (of those
-        fitted to noise, all but a hundredth).
+        Whether L may be believed: the tolerance was met, or noise was reached, and rows and columns are resolved (all
+        but one in a hundred, where there is noise).
     n_iter : int
         Number of iterations.
     history : tuple of RobustRecord

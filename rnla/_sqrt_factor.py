@@ -154,9 +154,8 @@ def sqrt_factor_update(A, Z, *, C=None, sign=1, bounds=None):
     base = as_base(A, Z.shape[0], Z, bounds, caller)
     base.check_positive(caller)
     update = canonical(Z, C, sign, caller)
-    span = interval(base, update, default_tol(Z), True, caller)
-    rooted = with_roots(base, base.bounds[0], base.bounds[1], max(TIGHT, default_tol(Z) ** 2)) if not base.has_roots else base
-    del span
+    interval(base, update, default_tol(Z), True, caller)  # raises where nothing is left
+    rooted = _rooted(base, Z)
     Q, e = _relative(rooted, update)
     return SqrtFactor(rooted, Q, e)
 
@@ -170,6 +169,11 @@ def log_determinant(base, update):
     lam, V = np.linalg.eigh((G + G.conj().T) / 2)
     root = (V * np.sqrt(np.maximum(lam, 0))) @ V.conj().T
     return own + float(np.sum(np.log1p(np.linalg.eigvalsh((root * update.s) @ root))))
+
+
+def _rooted(base, Z):
+    """Return the base with roots that are exact to nearly rounding."""
+    return base if base.has_roots else with_roots(base, base.bounds[0], base.bounds[1], max(TIGHT, default_tol(Z) ** 2))
 
 
 def _relative(base, update):
@@ -231,7 +235,7 @@ def sample_mvn(A, Z, size, *, C=None, sign=1, precision=False, bounds=None, rng=
         return draw(size, np.random.default_rng(key))
     # A sum of independent vectors needs no root of the sum.
     place = {"xp": base.xp, "dtype": Z.dtype, "device": base.device}
-    rooted = base if base.has_roots else with_roots(base, base.bounds[0], base.bounds[1], max(TIGHT, default_tol(Z) ** 2))
+    rooted = _rooted(base, Z)
     x = rooted.sqrt_times(test_matrix("gaussian", key, base.n, size, **place))
     if update.Z.shape[1]:
         x = x + update.Z @ test_matrix("gaussian", key, update.Z.shape[1], size, stream=1, **place)

@@ -8,7 +8,7 @@ from array_api_compat import array_namespace, device
 from rnla import kernels
 from rnla._altproj import EXTRA, nothing, verdict
 from rnla._backend import eps_of, from_host, host_svd, real_dtype, to_host
-from rnla._riecur import SHARE, Iterate, checked, conjugate, largest, observed_count
+from rnla._riecur import SHARE, Iterate, checked, conjugate, largest, observed_count, sampled
 from rnla._riemannian import Point
 from rnla._rpca_entries import residual_sides
 from rnla._rpca_rescue import refactored
@@ -27,7 +27,7 @@ def ircur(entries, samples, k, *, tol, max_iter, monitor, decay):
     """
     xp, (m, n) = entries.xp, entries.shape
     cross = samples.draw()
-    z, _ = largest(cross, entries)
+    z, _ = largest(sampled(cross), entries)
     if z == 0:
         return nothing(entries, k)
     place = {"dtype": entries.dtype, "device": entries.device}

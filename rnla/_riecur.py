@@ -51,18 +51,21 @@ def riecur(entries, samples, k, *, tol, max_iter, decay, update, noise_floor, mo
     """
     (m, n), trimmed = entries.shape, update == "trimmed"
     cross = samples.draw()
-    z0, whole = largest(cross, entries)
+    sample = sampled(cross)
+    z0, whole = largest(sample, entries)
     if z0 == 0:
         return Iterate(zero_point(entries, k), "zero", np.zeros(m), np.zeros(n), 1.0, 0.0, ()), 0.0
     if noise_floor == "auto":  # grey levels held in floating point
         noise_floor = 1.0 if whole else 0.0
     floor = max(4 * eps_of(entries.xp, entries.dtype) * z0, noise_floor)
     options = {"tol": tol, "max_iter": max_iter, "decay": decay, "floor": floor, "trimmed": trimmed, "monitor": monitor}
-    found = _iterate(entries, samples, cross, _start(cross, k) if init is None else init, z0, (), **options)
+    found = _iterate(entries, samples, cross, _start(cross, sample, k) if init is None else init, z0, (), **options)
     if trimmed and init is None and _loud(found) and len(found.records) < max_iter:
         # A few rows or columns that are noise of large scale may have captured the subspaces of the start.
         cross = samples.draw()
-        other = _iterate(entries, samples, cross, _start(cross, k, even=True), z0, found.records, **options)
+        other = _iterate(
+            entries, samples, cross, _start(cross, sampled(cross), k, even=True), z0, found.records, **options
+        )
         better = not _loud(other) or other.scale < found.scale
         found = other if better and other.status != "max_iter" else found._replace(records=other.records)
     return found, floor
@@ -179,11 +182,11 @@ def _enough(A, kept, index):
     return xp.where(xp.asarray(few, device=where)[:, None], xp.zeros_like(A), A)
 
 
-def _start(cross, k, even=False):
+def _start(cross, sample, k, even=False):
     """Return the point of the sampled columns and rows: as they are, or `even`, with large rows and columns shrunk."""
     xp, dtype, where = cross_place(cross)
-    U, D_J, share_J = _leading(cross.down, cross.down_index, k, even)
-    V, _, _ = _leading(cross.across, cross.across_index, k, even)
+    (D_J, share_J), (D_I, _) = sample
+    U, V = _leading(D_J, k, even), _leading(D_I, k, even)
     V = conjugate(xp, dtype)(V)
     U_I = xp.take(U, xp.asarray(cross.rows, device=where), axis=0)
     V_J = xp.take(V, xp.asarray(cross.cols, device=where), axis=0)
@@ -194,15 +197,14 @@ def _start(cross, k, even=False):
     return Point(U @ left, from_host(s, xp, real_dtype(xp, dtype), where), V @ right)
 
 
-def _leading(part, index, k, even):
-    """Return the k leading left singular vectors of a sample, the sample itself, and the share that is observed."""
-    D, share = sample_of(part, index)
+def _leading(D, k, even):
+    """Return the k leading left singular vectors of a sample."""
     xp = array_namespace(D)
     B = _evened(D) if even else D
     # Of the squares: these vectors are where an iteration starts, not where it ends.
     _, W = np.linalg.eigh(to_host(adjoint(B) @ B))
     W = from_host(np.ascontiguousarray(W[:, : -k - 1 : -1]), xp, D.dtype, device(D))
-    return orth(B @ W)[0], D, share
+    return orth(B @ W)[0]
 
 
 def _evened(D):
@@ -219,8 +221,14 @@ def _evened(D):
     return D
 
 
-def sample_of(part, index):
-    """Return the sampled entries, zero where nothing is observed, and the share that is."""
+def sampled(cross):
+    """Return the entries of both sides of a sample, zero where nothing is observed, each with the share that is."""
+    return [
+        _sample(part, index) for part, index in ((cross.down, cross.down_index), (cross.across, cross.across_index))
+    ]
+
+
+def _sample(part, index):
     xp = array_namespace(part.X)
     index = xp.asarray(index, device=device(part.X))
     D = taken(part.X, index, 1)
@@ -231,18 +239,17 @@ def sample_of(part, index):
     return xp.where(seen, D, xp.zeros_like(D)), max(share, 1e-12)
 
 
-def largest(cross, entries):
+def largest(sample, entries):
     """Return the largest modulus in the sample, and whether all of it are whole numbers."""
-    top, whole = 0.0, True
-    for part, index in ((cross.down, cross.down_index), (cross.across, cross.across_index)):
-        D, _ = sample_of(part, index)
+    top, whole = 0.0, not entries.xp.isdtype(entries.dtype, "complex floating")
+    for D, _ in sample:
         xp = array_namespace(D)
         here = float(xp.max(xp.abs(D)))
         if not math.isfinite(here):  # not of the larger of both: max() may pass over NaN
             raise not_finite(entries)
         top = max(top, here)
-        real = not xp.isdtype(D.dtype, "complex floating")
-        whole = whole and real and bool(xp.all(xp.round(D) == D))
+        for part in (D[:1, :], D):  # mostly the first row tells
+            whole = whole and bool(xp.all(xp.round(part) == part))
     return top, whole and top > 1
 
 

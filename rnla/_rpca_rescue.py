@@ -42,12 +42,20 @@ def judge(entries, point, bounds, tol, random, *, noise_floor=0.0, rescue=True):
     few_rows, few_cols = _too_few(entries, k)
     settled = [np.zeros(side, bool) for side in entries.shape]  # fitted again, with fresh entries unobserved
     rescued, rounds = [], ROUNDS if rescue else 0
+    tried, moved = [np.zeros(side, bool) for side in entries.shape], (True, True)
     for turn in range(rounds + 1):
         shares, kept = _shares(fresh, point, *_widened(point, bounds, tol), noisy=tol is None)
         bad = [_wrong(share, done) for share, done in zip(shares, settled, strict=True)]
         fixable = [np.flatnonzero(wrong & ~few) for wrong, few in zip(bad, (few_rows, few_cols), strict=True)]
-        if turn == rounds or not any(map(len, fixable)):
+        # A row comes out as before where the columns' factor is as before.
+        if turn == rounds or not any(
+            len(index) and (other or not before[index].all())
+            for index, before, other in zip(fixable, tried, reversed(moved), strict=True)
+        ):
             break
+        for before, index in zip(tried, fixable, strict=True):
+            before[index] = True
+        moved = tuple(len(index) > 0 for index in fixable)
         point, done = _fit_again(entries, point, fixable[0], fixable[1], noise_floor)
         for which, index, good in zip(settled, fixable, done, strict=True):
             which[index] = good
@@ -110,16 +118,20 @@ def _shares(fresh, point, z_row, z_col, *, noisy):
     The bound of a row at its noise comes from few samples, some of which are small by chance: there that of the columns
     counts, too, as it does for outliers.
     """
-    xp = array_namespace(point.U)
+    xp, real = array_namespace(point.U), point.s.dtype
     (E_J, _), (E_I, _), _, _ = residual_sides(fresh, point, SHARE)
     shares, within, total = [], 0.0, 0.0
     for E, z, other in ((E_J, z_row, z_col[fresh.cols]), (E_I, z_col, z_row[fresh.rows])):
-        size = to_host(xp.abs(E))
-        seen = ~np.isnan(size)
-        inside = size <= np.maximum(z[:, None], other[None, :])  # NaN is not
+        size = xp.abs(E)
+        own, across = (from_host(x, xp, real, device(E)) for x in (z[:, None], other[None, :]))
+        near = size <= own  # NaN is not
+        inside = near | (size <= across)
+        good, seen = (
+            to_host(xp.sum(xp.astype(x, xp.int64), axis=1)) for x in (inside if noisy else near, ~xp.isnan(size))
+        )
         with np.errstate(invalid="ignore"):
-            shares.append((inside if noisy else size <= z[:, None]).sum(axis=1) / seen.sum(axis=1))
-        within, total = within + inside.sum(), total + seen.sum()
+            shares.append(good / seen)
+        within, total = within + float(xp.sum(xp.astype(inside, xp.int64))), total + seen.sum()
     return shares, float(within / max(total, 1))
 
 

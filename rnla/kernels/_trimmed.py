@@ -123,10 +123,10 @@ def _residuals_reference(X, index, observed, L, R, share):
     xp, k = array_namespace(X), L.shape[1]
     index = xp.asarray(index, device=X.device)
     Rh = xp.conj(R.T) if xp.isdtype(R.dtype, "complex floating") else R.T
-    data = xp.take(X, index, axis=1)
+    data = _columns(X, index, xp)
     nothing = xp.asarray(float("nan"), dtype=X.dtype, device=X.device)
     if observed is not None:
-        there = xp.take(observed, index, axis=1)
+        there = _columns(observed, index, xp)
         data = xp.where(there, data, xp.zeros_like(data))
     E = data - L @ Rh
     size = xp.abs(E)
@@ -144,6 +144,11 @@ def _residuals_reference(X, index, observed, L, R, share):
     q = xp.sum(xp.where(rank, ordered, xp.zeros_like(ordered)), axis=1)
     q = xp.where(count > k, q, -xp.ones_like(q))
     return E, xp.where(bad, xp.asarray(float("nan"), dtype=q.dtype, device=X.device), q)
+
+
+def _columns(X, index, xp):
+    # NumPy's take copies all of an array that is not C-contiguous first.
+    return X[:, index] if is_numpy_array(X) else xp.take(X, index, axis=1)
 
 
 def _keep_reference(E, bound, L, R):

@@ -90,19 +90,18 @@ class LowRankCorrectedSqrt:
 
     def matmat(self, X):
         """Multiply a block of columns; ``4 n r`` flops a column beside those of the root of the base."""
+        X = self._taken(X)
         return self._base_times(X, self.inverse) + self._signed() @ (adjoint(self.P) @ X)
 
     rmatmat = matmat
 
     def matvec(self, x):
         """Multiply a vector."""
-        return self.matmat(x[:, None])[:, 0]
+        return self.matmat(x[:, None] if getattr(x, "ndim", 1) == 1 else x)[:, 0]
 
     rmatvec = matvec
 
     def __matmul__(self, X):
-        if X.ndim not in (1, 2) or X.shape[0] != self.base.n:
-            raise ValueError(f"rnla.LowRankCorrectedSqrt: X must have {self.base.n} rows; got shape {tuple(X.shape)}.")
         return self.matvec(X) if X.ndim == 1 else self.matmat(X)
 
     def solve(self, b):
@@ -113,14 +112,15 @@ class LowRankCorrectedSqrt:
         b : array, shape (n,) or (n, c)
             Right-hand sides.
         """
-        if b.ndim == 1:
+        if getattr(b, "ndim", None) == 1:
             return self.solve(b[:, None])[:, 0]
-        x = self._base_times(b, not self.inverse)
+        self.base.check_positive("rnla.LowRankCorrectedSqrt.solve")
+        x = self._base_times(self._taken(b), not self.inverse)
         if not self.rank:
             return x
         left, system = self._woodbury
         right = np.linalg.solve(system, to_host(adjoint(self.P) @ x))
-        return x - left @ from_host(right, self.base.xp, self.dtype, self.base.device)
+        return x - left @ from_host(right, self.base.xp, x.dtype, self.base.device)
 
     def correction(self):
         """Return ``P`` and ``signs`` as a pair: the root less that of the base is ``P diag(signs) P^H``."""
@@ -133,11 +133,8 @@ class LowRankCorrectedSqrt:
     def diagonal(self):
         """Return the diagonal, shape (n,), of bases that are diagonal, dense or Kronecker products."""
         xp = self.base.xp
-        own = (
-            xp.real(xp.sum(self._signed() * xp.conj(self.P), axis=1))
-            if self._complex
-            else xp.sum(self._signed() * self.P, axis=1)
-        )
+        squares = xp.abs(self.P) ** 2
+        own = squares @ from_host(self.signs, xp, squares.dtype, self.base.device)
         return self.base.power_diagonal(-0.5 if self.inverse else 0.5) + own
 
     def trace(self):
@@ -148,6 +145,7 @@ class LowRankCorrectedSqrt:
         """Return the logarithm of the determinant, right to rounding: it is half that of W, which has a formula."""
         from rnla._sqrt_factor import log_determinant
 
+        self.base.check_positive("rnla.LowRankCorrectedSqrt.logdet")
         half = log_determinant(self.base, self.update) / 2
         return -half if self.inverse else half
 
@@ -156,7 +154,7 @@ class LowRankCorrectedSqrt:
         check_count(size, "size", "rnla.LowRankCorrectedSqrt.sample")
         key = key_from_rng(rng, "rnla.LowRankCorrectedSqrt.sample")
         place = {"xp": self.base.xp, "dtype": self.dtype, "device": self.base.device}
-        return adjoint(self.matmat(test_matrix("gaussian", key, self.base.n, size, **place)))
+        return self.matmat(test_matrix("gaussian", key, self.base.n, size, **place)).T
 
     def truncate(self, rank=None, tol=None):
         """Return the root with the best correction of a smaller rank.
@@ -203,19 +201,24 @@ class LowRankCorrectedSqrt:
         return root_residual(self.base.xp, self.P, SP, self.signs, self.update, ord)
 
     def error_bound(self):
-        """Return a bound of the error in the 2-norm: that of the quadrature, and what `truncate` left out."""
+        """Return a bound of the error in the 2-norm: that of the quadrature, and what was left out.
+
+        Computed beforehand, from `tol` and the ends of the spectrum; `error_estimate` is sharper.
+        """
+        from rnla._sqrt_quadrature import DROPPED
+
         if self.inverse:
             size = self.low**-0.5 + self.base.bounds[0] ** -0.5 if self.base.bounds[0] > 0 else np.inf
         else:
             size = self.high**0.5 + self.base.bounds[1] ** 0.5
-        return self.tol * size + self.dropped
+        return (1 + DROPPED) * self.tol * size + self.dropped
 
     def error_estimate(self):
         """Return an estimate of the error in the 2-norm, from the residual: `residual_norm` and its condition."""
         residual = self.residual_norm()
         low = self.low**0.5
         if not self.inverse:
-            return residual / (2 * low)
+            return min(residual / (2 * low), residual**0.5)  # the latter holds for singular matrices, too
         return (1 - np.sqrt(max(0.0, 1 - residual))) / low if residual < 1 else np.inf
 
     def as_linear_operator(self):
@@ -231,6 +234,15 @@ class LowRankCorrectedSqrt:
         power = "-1/2" if self.inverse else "1/2"
         head = f"LowRankCorrectedSqrt(W^({power}), n={self.base.n}, rank {self.rank} on a {self.base.kind} base)"
         return f"{head}\n  {self.method}: condition {self.kappa:.1e}, tol {self.tol:.0e}, {self.n_nodes} nodes"
+
+    def _taken(self, X):
+        """Return a block of columns in a dtype that can be multiplied by P."""
+        xp, n = self.base.xp, self.base.n
+        if getattr(X, "ndim", None) not in (1, 2) or X.shape[0] != n:
+            raise ValueError(f"rnla.LowRankCorrectedSqrt: X must have {n} rows; got shape {getattr(X, 'shape', None)}.")
+        if not xp.isdtype(X.dtype, ("real floating", "complex floating")):
+            return xp.astype(X, self.dtype)
+        return xp.astype(X, xp.result_type(X.dtype, self.dtype), copy=False)
 
     @property
     def _complex(self):

@@ -12,6 +12,7 @@ MAX_STEPS = 100
 SINGLE_LIMIT = 1e4  # condition number to which single precision is good enough
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of an iteration that diverges, which is found afterwards
 def newton_schulz(A, caller):
     """Return ``A^(1/2)`` and ``A^(-1/2)`` of a positive definite matrix; about ``4 log10(kappa) + 6`` iterations.
 
@@ -35,7 +36,7 @@ def newton_schulz(A, caller):
         Y, Z = (Y + adjoint(Y)) / 2, (Z + adjoint(Z)) / 2
     S, T = Y * scale**0.5, Z / scale**0.5
     kappa = float(xp.sqrt(xp.sum(xp.abs(S) ** 2)) * xp.sqrt(xp.sum(xp.abs(T) ** 2))) ** 2
-    if not np.isfinite(kappa) or error > 0.1:
+    if not np.isfinite(kappa) or not error <= 0.1:
         raise ValueError(f"{caller}: A must be positive definite for method='newton_schulz'; the iteration diverged.")
     if eps_of(xp, A.dtype) > 1e-10 and kappa > SINGLE_LIMIT * n:
         warn(

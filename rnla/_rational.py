@@ -6,7 +6,6 @@ import numbers
 import numpy as np
 
 SMALL = 1e-9  # moduli below which elliptic functions are hyperbolic to rounding
-GRID = 801  # points on which the error is balanced
 TINY = 1e-12  # relative width below which an interval is a point
 
 
@@ -64,10 +63,12 @@ def zolotarev_nodes(m, M, *, n_nodes=None, tol=None):
     period, s = _elliptic(modulus, n_nodes)
     tau = m * s**2
     w = 2 * period * math.sqrt(m) / (math.pi * n_nodes) * np.sqrt((1 + s**2) * (1 + (modulus * s) ** 2))
-    # The error oscillates between -e and something a little above e: scaled, both have the same modulus.
-    x = np.geomspace(m, M, GRID)
+    # The error oscillates between -e and something a little above e: scaled, both have the same modulus. Its extremes
+    # are known: at the first end, and where the elliptic functions have half a part of the period as argument.
+    s = _sc(np.array([0.0, period / (2 * n_nodes)]), modulus)
+    x = m * (1 + s**2) / (1 + (modulus * s) ** 2)
     value = np.sqrt(x) * (w / (x[:, None] + tau)).sum(axis=1)
-    return tau, w * (2 / (value.min() + value.max()))
+    return tau, w * (2 / value.sum())
 
 
 def adi_shifts(a, b, n):

@@ -3,13 +3,14 @@
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from rnla._backend import adjoint, eps_of, from_host, to_host
+from rnla._backend import adjoint, eps_of, from_host, host_svd, real_dtype, to_host
 from rnla._orth import orth
 from rnla._rational import node_count, zolotarev_nodes
-from rnla._sqrt_base import Base
+from rnla._sqrt_kinds import Base, product
 
 MAX_STEPS = 300
 SOLVED = 1e-10  # precision of such a solve
+NEW = 100.0  # times rounding: directions that are smaller are none
 
 
 class Rooted(Base):
@@ -65,6 +66,9 @@ class ByLanczos(Rooted):
         xp = self.xp
         if not X.shape[1]:
             return X
+        X = xp.astype(X, xp.result_type(X.dtype, self.dtype), copy=False)
+        if not float(xp.max(xp.abs(X))):
+            return X
         V = last = orthonormal_beside(X, None)
         AV, old = self.times(V), None
         for _ in range(MAX_STEPS):
@@ -79,13 +83,15 @@ class ByLanczos(Rooted):
             if not last.shape[1]:
                 break
             V, AV = xp.concat([V, last], axis=1), xp.concat([AV, self.times(last)], axis=1)
-        return V @ from_host(C, xp, V.dtype, self.device)
+        return product(V, from_host(C, xp, V.dtype, self.device))
 
 
 def with_roots(base, low, high, tol):
     """Return a base whose roots can be multiplied by: itself if it has them."""
     if base.has_roots:
         return base
+    if not low > 0:  # a singular matrix: the error is relative to the norm of the root, and shifts must be resolved
+        low = max(tol**2, 10 * eps_of(base.xp, base.dtype)) * high
     return ByQuadrature(base, low, high, tol) if base.solvable else ByLanczos(base, tol)
 
 
@@ -97,24 +103,24 @@ def solved(base, X):
 
 
 def orthonormal_beside(X, V):
-    """Return an orthonormal basis of what X has beside V, each twice orthogonalised; dependent columns are dropped."""
+    """Return an orthonormal basis of what X has beside V, to rounding in columns of X of unit norm."""
     xp = array_namespace(X)
-    if not X.shape[1]:
-        return X
     size = to_host(xp.sqrt(xp.sum(xp.abs(X) ** 2, axis=0)))
+    X = X / from_host(np.where(size > 0, size, 1.0), xp, real_dtype(xp, X.dtype), device(X))
+    room = X.shape[0]
     if V is not None:
-        for _ in range(2):
-            X = X - V @ (adjoint(V) @ X)
-    left = to_host(xp.sqrt(xp.sum(xp.abs(X) ** 2, axis=0)))
-    some = np.flatnonzero(left > 100 * eps_of(xp, X.dtype) * np.where(size > 0, size, 1.0))
-    X = xp.take(X, xp.asarray(some, device=device(X)), axis=1)
-    if not X.shape[1]:
-        return X
-    Q, R = orth(X / from_host(left[some], xp, X.dtype, device(X))) if X.shape[0] >= X.shape[1] else (X[:, :0], None)
-    if R is not None:
-        rank = np.abs(np.diagonal(R)) > 1e3 * eps_of(xp, X.dtype)
-        if not rank.all():
-            Q = xp.take(Q, xp.asarray(np.flatnonzero(rank), device=device(X)), axis=1)
-        if V is not None:
-            Q = orth(Q - V @ (adjoint(V) @ Q))[0]
-    return Q
+        room -= V.shape[1]
+        X = _beside(X, V)
+    if not (X.shape[1] and room > 0):
+        return X[:, :0]
+    Q, R = orth(X, "qr")
+    U, s, _ = host_svd(R)  # a diagonal without pivots may hide dependent columns
+    some = U[:, s > NEW * eps_of(xp, X.dtype) * R.shape[1] ** 0.5][:, :room]
+    Q = Q @ from_host(some, xp, Q.dtype, device(Q))
+    return Q if V is None or not Q.shape[1] else orth(_beside(Q, V), "qr")[0]
+
+
+def _beside(X, V):
+    for _ in range(2):
+        X = X - V @ (adjoint(V) @ X)
+    return X

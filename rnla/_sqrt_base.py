@@ -2,22 +2,23 @@
 
 import math
 import numbers
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from rnla._backend import adjoint, eps_of, real_dtype, to_host
-from rnla._errors import NotPositiveDefiniteError
+from rnla._newton_schulz import newton_schulz
+from rnla._rangefinder import check_choice
+from rnla._sqrt_inputs import check_update
+from rnla._sqrt_kinds import Base, Diagonalised, Roots, Shifted, SparseFactors, product
 
 ACCEPTED = (
     "a positive number, a vector (the diagonal), a Hermitian matrix, (eigenvalues, eigenvectors), SqrtRoots(S, S_inv), "
     "a sparse matrix, a list of (eigenvalues, eigenvectors) of Kronecker factors, a LinearOperator, or a former result"
 )
-LOW, HIGH = 0.5, 1.05  # safety of estimated ends of the spectrum: a factor 4 in their ratio costs a node or two
-LANCZOS_STEPS = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +51,14 @@ class SqrtRoots:
         A : array, shape (n, n)
             The matrix.
         method : {"eigh", "newton_schulz"}
-            Eigendecomposition, or an iteration of matrix products only, which suits a GPU; in single precision the
-            latter is refused beyond a condition number of 1e4.
+            Eigendecomposition, or an iteration of matrix products only, which suits a GPU. In single precision the
+            latter warns beyond a condition number of about 1e4.
 
         Returns
         -------
         SqrtRoots
             Library, device and dtype of `A`.
         """
-        from rnla._newton_schulz import newton_schulz
-        from rnla._rangefinder import check_choice
-
         caller = "rnla.SqrtRoots.from_dense"
         check_choice(method, "method", ("eigh", "newton_schulz"), caller)
         _check_hermitian(A, caller)
@@ -72,234 +70,26 @@ class SqrtRoots:
         return cls((Q * root) @ adjoint(Q), (Q / root) @ adjoint(Q))
 
 
-class Base:
-    """A Hermitian positive definite matrix A of order n; subclasses have its products, roots and shifted solves.
+def as_problem(A, Z, C, sign, bounds, caller):
+    """Return what a public function was called with: the base, Z in the dtype that both share, C and the sign.
 
-    ``scaled(c)`` is the view of ``c A``, ``power_diagonal(p)`` the diagonal of ``A**p`` for p of 1/2 and -1/2.
-
-    Attributes
-    ----------
-    n : int
-        Order.
-    dtype, xp, device
-        Of blocks of columns.
-    bounds : tuple of float
-        Numbers between which all eigenvalues are.
+    An earlier result stands for its updated matrix: its base is taken, and both updates become one.
     """
-
-    kind = ""
-    has_roots = True  # sqrt_times needs no nodes
-
-    def __init__(self, n, dtype, xp, device):
-        self.n, self.dtype, self.xp, self.device = n, dtype, xp, device
-
-    def solve(self, X):
-        """Return ``A^-1 X``."""
-        return self.shift_solve(0.0, X)
-
-    def check_positive(self, caller):
-        """Raise unless the smallest eigenvalue is positive."""
-        if not self.bounds[0] > 0:
-            raise NotPositiveDefiniteError(
-                f"{caller}: A must be positive definite; its smallest eigenvalue is {self.bounds[0]:.3g}.", gap=0.0
-            )
-
-
-class Diagonalised(Base):
-    """``A = Q diag(d) Q^H``; Q may be missing (a diagonal matrix), an array, or a Kronecker product of arrays."""
-
-    def __init__(self, d, Q=None, *, kind="diagonal", dtype=None):
-        xp = array_namespace(d)
-        super().__init__(d.shape[0], dtype or d.dtype, xp, device(d))
-        self.d, self.Q, self.kind = d, Q, kind
-
-    @classmethod
-    def of_dense(cls, A, caller):
-        """Diagonalise a dense matrix; eigenvalues that are negative by rounding become zero."""
-        xp = array_namespace(A)
-        d, Q = xp.linalg.eigh(A)
-        top = float(xp.max(xp.abs(d)))
-        if float(d[0]) < -100 * A.shape[0] * eps_of(xp, A.dtype) * top:
-            raise NotPositiveDefiniteError(
-                f"{caller}: A must be positive semidefinite; it has the eigenvalue {float(d[0]):.3g}.",
-                gap=float(d[0]) / top,
-            )
-        return cls(xp.where(d < 0, xp.zeros_like(d), d), Q, kind="dense", dtype=A.dtype)
-
-    @cached_property
-    def root(self):
-        return self.xp.sqrt(self.d)
-
-    @cached_property
-    def bounds(self):
-        return float(self.xp.min(self.d)), float(self.xp.max(self.d))
-
-    def rotate(self, X):
-        """Return ``Q^H X``."""
-        if self.Q is None:
-            return X
-        return kron_times([adjoint(Q) for Q in self.Q], X) if isinstance(self.Q, list) else adjoint(self.Q) @ X
-
-    def back(self, X):
-        """Return ``Q X``."""
-        if self.Q is None:
-            return X
-        return kron_times(self.Q, X) if isinstance(self.Q, list) else self.Q @ X
-
-    def times(self, X):
-        return self._scaled(self.d, X)
-
-    def sqrt_times(self, X):
-        return self._scaled(self.root, X)
-
-    def inv_sqrt_times(self, X):
-        return self._scaled(1 / self.root, X)
-
-    def shift_solve(self, tau, X):
-        return self._scaled(1 / (self.d + tau), X)
-
-    def power_diagonal(self, power):
-        """Return the diagonal of ``A**power``."""
-        values = self.d**power
-        if self.Q is None:
-            return values
-        factors = self.Q if isinstance(self.Q, list) else [self.Q]
-        xp = self.xp
-        X = xp.reshape(values, tuple(Q.shape[0] for Q in factors))
-        for axis, Q in enumerate(factors):
-            weights = xp.astype(xp.abs(Q) ** 2, values.dtype)
-            X = xp.moveaxis(xp.tensordot(weights, X, axes=((1,), (axis,))), 0, axis)
-        return xp.reshape(X, (-1,))
-
-    def logdet(self):
-        return float(self.xp.sum(self.xp.log(self.d)))
-
-    def scaled(self, c):
-        return Diagonalised(c * self.d, self.Q, kind=self.kind, dtype=self.dtype)
-
-    def _scaled(self, weights, X):
-        weights = self.xp.astype(weights, real_dtype(self.xp, X.dtype))
-        return self.back(weights[:, None] * self.rotate(X))
-
-
-def kron_times(factors, X):
-    """Return ``(Q_1 kron Q_2 kron ...) X`` for a block of columns X."""
-    xp = array_namespace(X)
-    T = xp.reshape(X, (*(Q.shape[1] for Q in factors), X.shape[1]))
-    for axis, Q in enumerate(factors):
-        T = xp.moveaxis(xp.tensordot(xp.astype(Q, T.dtype, copy=False), T, axes=((1,), (axis,))), 0, axis)
-    return xp.reshape(T, (-1, X.shape[1]))
-
-
-class Roots(Base):
-    """A dense matrix known by its root S, and perhaps the inverse T of that."""
-
-    kind = "roots"
-
-    def __init__(self, S, T, caller):
-        xp = array_namespace(S)
-        super().__init__(S.shape[0], S.dtype, xp, device(S))
-        self.S, self.T = S, T
-        self.caller = caller
-
-    @cached_property
-    def bounds(self):
-        top = _largest(lambda X: self.S @ X, self) ** 2
-        if self.T is None:
-            s = self.xp.linalg.eigvalsh(self.S)
-            return float(s[0]) ** 2, float(s[-1]) ** 2
-        return LOW / _largest(lambda X: self.T @ X, self) ** 2, HIGH * top
-
-    def times(self, X):
-        return self.S @ (self.S @ X)
-
-    def sqrt_times(self, X):
-        return self.S @ X
-
-    def inv_sqrt_times(self, X):
-        return self.T @ X if self.T is not None else self.xp.linalg.solve(self.S, X)
-
-    def solve(self, X):
-        return self.inv_sqrt_times(self.inv_sqrt_times(X))
-
-    def power_diagonal(self, power):
-        xp = self.xp
-        if power == 0.5:
-            return xp.real(xp.linalg.diagonal(self.S)) if _is_complex(self) else xp.linalg.diagonal(self.S)
-        T = self.T if self.T is not None else xp.linalg.inv(self.S)
-        return xp.real(xp.linalg.diagonal(T)) if _is_complex(self) else xp.linalg.diagonal(T)
-
-    def logdet(self):
-        return 2 * float(self.xp.linalg.slogdet(self.S)[1])
-
-    def scaled(self, c):
-        return Roots(c**0.5 * self.S, None if self.T is None else self.T / c**0.5, self.caller)
-
-
-class Shifted(Base):
-    """A matrix known by its products and, perhaps, by solves with ``A + tau I``: sparse matrices and operators."""
-
-    has_roots = False
-
-    def __init__(self, n, dtype, xp, place, times, solve, bounds, kind):
-        super().__init__(n, dtype, xp, place)
-        self.times, self._solve, self._bounds, self.kind = times, solve, bounds, kind
-
-    @property
-    def solvable(self):
-        return self._solve is not None
-
-    def shift_solve(self, tau, X):
-        return self._solve(tau, X)
-
-    @cached_property
-    def bounds(self):
-        if self._bounds is not None:
-            return self._bounds
-        top = HIGH * _largest(self.times, self)
-        if self._solve is None:
-            return 0.0, top
-        try:
-            return LOW / _largest(lambda X: self._solve(0.0, X), self), top
-        except RuntimeError:  # singular
-            return 0.0, top
-
-    def logdet(self):
-        if not isinstance(self._solve, SparseFactors):
-            raise ValueError("rnla: the log-determinant of an operator is not known; give A as an array or sparse.")
-        return float(np.sum(np.log(np.abs(self._solve.factor(0.0).U.diagonal()))))
-
-    def scaled(self, c):
-        times, solve, (low, high) = self.times, self._solve, self.bounds
-        solve = solve and (lambda tau, X: self._solve(tau / c, X) / c)
-        return Shifted(
-            self.n, self.dtype, self.xp, self.device, lambda X: c * times(X), solve, (c * low, c * high), self.kind
-        )
-
-    def power_diagonal(self, power):
-        raise ValueError("rnla: the diagonal of the root of this kind of A is not known; use a diagonal or dense one.")
-
-
-@dataclass(eq=False)
-class SparseFactors:
-    """Factors of ``A + tau I`` of a sparse matrix, kept for the shifts that come again."""
-
-    A: Any
-    kept: dict = field(default_factory=dict)
-
-    def __call__(self, tau, X):
-        return self.factor(tau).solve(np.ascontiguousarray(X, dtype=self.A.dtype))
-
-    def factor(self, tau):
-        """Return the factorisation by SuperLU."""
-        from scipy import sparse
-        from scipy.sparse.linalg import splu
-
-        if tau not in self.kept:
-            shifted = sparse.csc_matrix(self.A + tau * sparse.eye_array(self.A.shape[0], dtype=self.A.dtype))
-            options = {"SymmetricMode": True}
-            self.kept[tau] = splu(shifted, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
-        return self.kept[tau]
+    Z, C = check_update(Z, C, sign, caller)
+    earlier = getattr(A, "update", None) if isinstance(getattr(A, "base", None), Base) else None
+    base = as_base(A if earlier is None else A.base, Z.shape[0], Z, bounds, caller)
+    xp = base.xp
+    if array_namespace(Z) is not xp:
+        raise TypeError(f"{caller}: Z must be an array of the library of A; got {type(Z).__module__}.")
+    dtype = xp.result_type(Z.dtype, base.dtype)
+    if earlier is None:
+        return base, xp.astype(Z, dtype, copy=False), C, sign
+    old, k = len(earlier.s), Z.shape[1]
+    C = sign * (np.eye(k) if C is None else C)
+    joint = np.zeros((old + k, old + k), dtype=C.dtype)
+    joint[:old, :old], joint[old:, old:] = np.diag(earlier.s), C
+    dtype = xp.result_type(dtype, earlier.Z.dtype)
+    return base, xp.concat([xp.astype(X, dtype, copy=False) for X in (earlier.Z, Z)], axis=1), joint, 1
 
 
 def as_base(A, n, like, bounds, caller):
@@ -310,7 +100,7 @@ def as_base(A, n, like, bounds, caller):
     A : see `ACCEPTED`
         The matrix.
     n : int
-        Its order, for a number.
+        Its order.
     like : array
         The update, whose library, device and precision a number takes.
     bounds : tuple of two floats, or None
@@ -320,22 +110,19 @@ def as_base(A, n, like, bounds, caller):
     """
     bounds = _checked_bounds(bounds, caller)
     if isinstance(A, Base):
-        return A
-    if isinstance(A, numbers.Real) and not isinstance(A, bool):
-        return _of_number(A, n, like, caller)
-    if isinstance(A, SqrtRoots):
-        for X in (A.S, A.S_inv):
-            if X is not None:
-                _check_hermitian(X, caller)
-        base = Roots(A.S, A.S_inv, caller)
+        base = A
+    elif isinstance(A, numbers.Real) and not isinstance(A, (bool, np.bool_)):
+        base = _of_number(A, n, like, caller)
+    elif isinstance(A, SqrtRoots):
+        base = _of_roots(A, caller)
     elif isinstance(A, (tuple, list)):
         base = _of_eigenpairs(A, caller)
     elif hasattr(A, "tocsc"):
         base = _of_sparse(A, bounds, caller)
     elif is_array_api_obj(A):
-        base = _of_array(A, caller)
-    elif hasattr(A, "shape") and (hasattr(A, "matvec") or hasattr(A, "matmat") or hasattr(A, "__matmul__")):
-        base = _of_operator(A, bounds, like, caller)
+        base = _of_array(A, n, like, caller)
+    elif hasattr(A, "shape") and (hasattr(A, "matvec") or hasattr(A, "matmat")):
+        base = _of_operator(A, bounds, caller)
     else:
         raise TypeError(f"{caller}: A must be {ACCEPTED}; got {type(A).__module__}.{type(A).__name__}.")
     if base.n != n:
@@ -351,12 +138,30 @@ def _of_number(A, n, like, caller):
     return Diagonalised(xp.full((n,), float(A), dtype=dtype, device=device(like)), kind="scalar", dtype=like.dtype)
 
 
-def _of_array(A, caller):
+def _of_roots(roots, caller):
+    S, T = roots.S, roots.S_inv
+    _check_hermitian(S, caller, "S")
+    if T is None:
+        base = Diagonalised.of_dense(S, caller)
+        return Diagonalised(base.d**2, base.Q, kind="dense", dtype=base.dtype)
+    _check_hermitian(T, caller, "S_inv")
+    if T.shape != S.shape:
+        raise ValueError(f"{caller}: S_inv must have the shape of S, {tuple(S.shape)}; got {tuple(T.shape)}.")
+    xp = array_namespace(S)
+    probe = xp.ones((S.shape[0], 1), dtype=S.dtype, device=device(S))
+    if float(xp.max(xp.abs(product(S, product(T, probe)) - probe))) > 1e-2:
+        raise ValueError(f"{caller}: S_inv must be the inverse of S; their product is not the identity.")
+    return Roots(S, T)
+
+
+def _of_array(A, n, like, caller):
     xp = array_namespace(A)
     if not xp.isdtype(A.dtype, ("real floating", "complex floating")):
         if not xp.isdtype(A.dtype, ("integral", "bool")):
             raise TypeError(f"{caller}: A must be of a numeric dtype; got {A.dtype}.")
         A = xp.astype(A, xp.float64)
+    if A.ndim == 0:
+        return _of_number(float(A), n, like, caller)
     if A.ndim == 1:
         return Diagonalised(_checked_diagonal(A, caller))
     _check_hermitian(A, caller)
@@ -393,30 +198,44 @@ def _of_sparse(A, bounds, caller):
     A = sparse.csr_array(A)
     if A.dtype.kind not in "fc":
         A = A.astype(float)
-    if A.dtype.itemsize // (2 if A.dtype.kind == "c" else 1) < 8:  # SuperLU's own single precision loses the nodes
-        A = A.astype(np.promote_types(A.dtype, np.float64))
+    dtype = A.dtype
     if not np.isfinite(A.data).all():
         raise ValueError(f"{caller}: A must be finite; it contains NaN or infinity.")
     if abs(A - A.conj().T).max() > 100 * np.finfo(A.dtype).eps * abs(A).max():
         raise ValueError(f"{caller}: A must be Hermitian.")
-    return Shifted(A.shape[0], A.dtype, xp, "cpu", lambda X: A @ X, SparseFactors(A), bounds, "sparse")
+    factors = SparseFactors(A.astype(np.promote_types(dtype, np.float64)), dtype, caller)
+    return Shifted(A.shape[0], dtype, xp, "cpu", lambda X: A @ X, factors, bounds, "sparse")
 
 
-def _of_operator(A, bounds, like, caller):
+def _of_operator(A, bounds, caller):
     from rnla._matrix import as_matrix
 
     M = as_matrix(A, caller)
     if M.shape[0] != M.shape[1]:
         raise ValueError(f"{caller}: A must be square; got shape {M.shape}.")
-    solve = getattr(A, "shift_solve", None)
+    solve: Any = getattr(A, "shift_solve", None)
     if bounds is None and solve is None:
         raise ValueError(f"{caller}: bounds must be given for a LinearOperator without shift_solve.")
-    dtype = M.dtype
 
-    def times(X):
-        return M.matmat(M.xp.astype(X, dtype, copy=False))
+    def checked_solve(tau, X):
+        Y = solve(tau, X)
+        if getattr(Y, "shape", None) != X.shape:
+            raise ValueError(
+                f"{caller}: A.shift_solve must return an array of shape {X.shape}; got {getattr(Y, 'shape', type(Y))}."
+            )
+        return Y
 
-    return Shifted(M.shape[0], dtype, M.xp, M.device, times, solve, bounds, "operator")
+    return Shifted(
+        M.shape[0], M.dtype, M.xp, M.device, partial(_operator_times, M), solve and checked_solve, bounds, "operator"
+    )
+
+
+def _operator_times(M, X):
+    """Multiply a block that may be complex where the operator is real."""
+    xp = M.xp
+    if X.dtype == M.dtype or not xp.isdtype(X.dtype, "complex floating") or xp.isdtype(M.dtype, "complex floating"):
+        return M.matmat(xp.astype(X, xp.result_type(X.dtype, M.dtype), copy=False))
+    return M.matmat(xp.real(X)) + xp.astype(M.matmat(xp.imag(X)), X.dtype) * 1j
 
 
 def _checked_diagonal(d, caller):
@@ -435,48 +254,26 @@ def _checked_diagonal(d, caller):
     return d
 
 
-def _check_hermitian(A, caller):
-    if not is_array_api_obj(A) or A.ndim != 2 or A.shape[0] != A.shape[1]:
-        raise ValueError(f"{caller}: A must be a square matrix; got shape {tuple(getattr(A, 'shape', ()))}.")
+def _check_hermitian(A, caller, name="A"):
+    if not is_array_api_obj(A) or A.ndim != 2 or A.shape[0] != A.shape[1] or not A.shape[0]:
+        raise ValueError(f"{caller}: {name} must be a square matrix; got shape {tuple(getattr(A, 'shape', ()))}.")
     xp = array_namespace(A)
+    if not xp.isdtype(A.dtype, ("real floating", "complex floating")):
+        raise TypeError(f"{caller}: {name} must be of a floating dtype; got {A.dtype}.")
     if not bool(xp.all(xp.isfinite(A))):
-        raise ValueError(f"{caller}: A must be finite; it contains NaN or infinity.")
+        raise ValueError(f"{caller}: {name} must be finite; it contains NaN or infinity.")
     top = float(xp.max(xp.abs(A)))
     if float(xp.max(xp.abs(A - adjoint(A)))) > 1e3 * eps_of(xp, A.dtype) * top:
-        raise ValueError(f"{caller}: A must be Hermitian.")
+        raise ValueError(f"{caller}: {name} must be Hermitian.")
 
 
 def _checked_bounds(bounds, caller):
     if bounds is None:
         return None
-    low, high = (float(x) for x in bounds)
+    try:
+        low, high = (float(x) for x in bounds)
+    except (TypeError, ValueError):
+        raise TypeError(f"{caller}: bounds must be two numbers, (low, high); got {bounds!r}.") from None
     if not 0 <= low <= high < math.inf:
         raise ValueError(f"{caller}: bounds must be 0 <= low <= high; got {bounds}.")
     return low, high
-
-
-def _largest(times, base):
-    """Return the largest eigenvalue of a positive operator, from a few Lanczos steps with a fixed start."""
-    xp, n = base.xp, base.n
-    random = np.random.default_rng(0).standard_normal((n, 1))
-    v = xp.asarray(random / np.linalg.norm(random), dtype=base.dtype, device=base.device)
-    basis, alphas, betas = [v], [], []
-    for _ in range(min(LANCZOS_STEPS, n)):
-        w = times(basis[-1])
-        alphas.append(
-            float(xp.real(xp.sum(xp.conj(basis[-1]) * w))) if _is_complex(base) else float(xp.sum(basis[-1] * w))
-        )
-        V = xp.concat(basis, axis=1)
-        for _ in range(2):
-            w = w - V @ (adjoint(V) @ w)
-        norm = float(xp.sqrt(xp.sum(xp.abs(w) ** 2)))
-        if norm <= 1e-12 * max(map(abs, alphas)):
-            break
-        betas.append(norm)
-        basis.append(w / norm)
-    T = np.diag(alphas) + np.diag(betas[: len(alphas) - 1], 1) + np.diag(betas[: len(alphas) - 1], -1)
-    return float(np.linalg.eigvalsh(T)[-1])
-
-
-def _is_complex(base):
-    return base.xp.isdtype(base.dtype, "complex floating")

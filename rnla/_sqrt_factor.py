@@ -9,11 +9,13 @@ from array_api_compat import array_namespace, device
 
 from rnla._backend import adjoint, from_host, key_from_rng, to_host
 from rnla._errors import NotPositiveDefiniteError
+from rnla._orth import orth
 from rnla._rangefinder import check_count
 from rnla._sketch import test_matrix
 from rnla._sqrt_action import solved, with_roots
-from rnla._sqrt_base import as_base
-from rnla._sqrt_inputs import check_update, default_tol
+from rnla._sqrt_base import as_problem
+from rnla._sqrt_inputs import default_tol
+from rnla._sqrt_kinds import product
 from rnla._sqrt_quadrature import canonical, interval
 
 TIGHT = 1e-14  # precision of roots of bases that have none of their own
@@ -60,6 +62,8 @@ class SqrtFactor:
         return SqrtFactor(self.base, self.Q, self.e, not self.is_adjoint)
 
     def __matmul__(self, X):
+        if getattr(X, "ndim", None) not in (1, 2) or X.shape[0] != self.base.n:
+            raise ValueError(f"rnla.SqrtFactor: X must have {self.base.n} rows; got shape {getattr(X, 'shape', None)}.")
         if X.ndim == 1:
             return (self @ X[:, None])[:, 0]
         if self.is_adjoint:
@@ -68,6 +72,10 @@ class SqrtFactor:
 
     def solve(self, b):
         """Return ``x`` with ``L x = b``; ``b`` of shape (n,) or (n, c)."""
+        if getattr(b, "ndim", None) not in (1, 2) or b.shape[0] != self.base.n:
+            raise ValueError(
+                f"rnla.SqrtFactor.solve: b must have {self.base.n} rows; got shape {getattr(b, 'shape', None)}."
+            )
         if b.ndim == 1:
             return self.solve(b[:, None])[:, 0]
         if self.is_adjoint:
@@ -85,13 +93,13 @@ class SqrtFactor:
     def sample(self, size, rng=None):
         """Draw `size` Gaussian vectors with covariance W, shape (size, n)."""
         caller = "rnla.SqrtFactor.sample"
-        return adjoint((self.H if self.is_adjoint else self) @ self._normal(size, rng, caller))
+        return ((self.H if self.is_adjoint else self) @ self._normal(size, rng, caller)).T
 
     def sample_precision(self, size, rng=None):
         """Draw `size` Gaussian vectors with covariance ``W^-1``, shape (size, n)."""
         caller = "rnla.SqrtFactor.sample_precision"
         factor = self.H if self.is_adjoint else self
-        return adjoint(factor.adjoint_solve(self._normal(size, rng, caller)))
+        return factor.adjoint_solve(self._normal(size, rng, caller)).T
 
     def __repr__(self):
         return f"SqrtFactor(n={self.base.n}, rank {self.Q.shape[1]} on a {self.base.kind} base)"
@@ -102,7 +110,7 @@ class SqrtFactor:
 
     def _inner(self, X, weights):
         scaled = self.Q * from_host(weights, array_namespace(self.Q), self.Q.dtype, device(self.Q))
-        return X + scaled @ (adjoint(self.Q) @ X)
+        return X + product(scaled, product(adjoint(self.Q), X))
 
     def _normal(self, size, rng, caller):
         check_count(size, "size", caller)
@@ -150,10 +158,9 @@ def sqrt_factor_update(A, Z, *, C=None, sign=1, bounds=None):
     [1.0, 2.0, 3.0]
     """
     caller = "rnla.sqrt_factor_update"
-    Z, C = check_update(Z, C, sign, caller)
-    base = as_base(A, Z.shape[0], Z, bounds, caller)
+    base, Z, C, sign = as_problem(A, Z, C, sign, bounds, caller)
     base.check_positive(caller)
-    update = canonical(Z, C, sign, caller)
+    update = canonical(Z, C, sign)
     interval(base, update, default_tol(Z), True, caller)  # raises where nothing is left
     rooted = _rooted(base, Z)
     Q, e = _relative(rooted, update)
@@ -178,8 +185,6 @@ def _rooted(base, Z):
 
 def _relative(base, update):
     """Return orthonormal Q and e with ``A^(-1/2) W A^(-1/2) = I + Q diag(e) Q^H``."""
-    from rnla._orth import orth
-
     V = base.inv_sqrt_times(update.Z)
     if not V.shape[1]:
         return V, np.zeros(0)
@@ -226,9 +231,8 @@ def sample_mvn(A, Z, size, *, C=None, sign=1, precision=False, bounds=None, rng=
     caller = "rnla.sample_mvn"
     check_count(size, "size", caller)
     key = key_from_rng(rng, caller)
-    Z, C = check_update(Z, C, sign, caller)
-    base = as_base(A, Z.shape[0], Z, bounds, caller)
-    update = canonical(Z, C, sign, caller)
+    base, Z, C, sign = as_problem(A, Z, C, sign, bounds, caller)
+    update = canonical(Z, C, sign)
     if precision or (update.s < 0).any():
         L = sqrt_factor_update(base, Z, C=C, sign=sign)
         draw = L.sample_precision if precision else L.sample
@@ -239,4 +243,4 @@ def sample_mvn(A, Z, size, *, C=None, sign=1, precision=False, bounds=None, rng=
     x = rooted.sqrt_times(test_matrix("gaussian", key, base.n, size, **place))
     if update.Z.shape[1]:
         x = x + update.Z @ test_matrix("gaussian", key, update.Z.shape[1], size, stream=1, **place)
-    return adjoint(x)
+    return x.T

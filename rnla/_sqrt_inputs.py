@@ -3,7 +3,7 @@
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
-from rnla._backend import adjoint, eps_of
+from rnla._backend import eps_of, to_host
 from rnla._errors import AccuracyWarning
 from rnla._rangefinder import check_number, warn
 
@@ -12,9 +12,11 @@ LEAST = {8: 1e-15, 4: 1e-6}
 
 
 def check_update(Z, C, sign, caller):
-    """Return Z as a block of columns and C, checked."""
+    """Return Z as a block of columns, and C on the host, checked."""
     if not is_array_api_obj(Z):
         Z = np.asarray(Z)
+        if Z.dtype.kind not in "biufc":
+            raise TypeError(f"{caller}: Z must be of a numeric dtype; got {Z.dtype}.")
     xp = array_namespace(Z)
     if not xp.isdtype(Z.dtype, ("real floating", "complex floating")):
         if not xp.isdtype(Z.dtype, ("integral", "bool")):
@@ -29,15 +31,21 @@ def check_update(Z, C, sign, caller):
         raise ValueError(f"{caller}: sign must be 1 or -1; got {sign!r}.")
     if C is None:
         return Z, None
-    C = C if is_array_api_obj(C) else xp.asarray(np.asarray(C), dtype=Z.dtype)
+    C = to_host(C) if is_array_api_obj(C) else np.asarray(C)
     k = Z.shape[1]
-    if tuple(C.shape) != (k, k):
-        raise ValueError(f"{caller}: C must have shape ({k}, {k}); got {tuple(C.shape)}.")
-    if not bool(xp.all(xp.isfinite(C))):
+    if C.shape != (k, k):
+        raise ValueError(f"{caller}: C must have shape ({k}, {k}); got {C.shape}.")
+    if C.dtype.kind not in "biufc":
+        raise TypeError(f"{caller}: C must be of a numeric dtype; got {C.dtype}.")
+    C = C.astype(complex if C.dtype.kind == "c" else float)
+    if not np.isfinite(C).all():
         raise ValueError(f"{caller}: C must be finite; it contains NaN or infinity.")
-    top = float(xp.max(xp.abs(C))) if k else 0.0
-    if k and float(xp.max(xp.abs(C - adjoint(C)))) > 1e3 * eps_of(xp, Z.dtype) * top:
+    if np.abs(C - C.conj().T).max(initial=0.0) > 1e3 * eps_of(xp, Z.dtype) * np.abs(C).max(initial=0.0):
         raise ValueError(f"{caller}: C must be Hermitian.")
+    if C.dtype.kind == "c" and not xp.isdtype(Z.dtype, "complex floating"):
+        if C.imag.any():
+            return xp.astype(Z, xp.complex64 if _bytes(Z) == 4 else xp.complex128), C
+        C = C.real
     return Z, C
 
 

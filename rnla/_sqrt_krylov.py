@@ -9,7 +9,7 @@ from collections import deque
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from rnla._backend import adjoint, from_host, to_host
+from rnla._backend import adjoint, eps_of, from_host, to_host
 from rnla._sqrt_action import orthonormal_beside
 from rnla._sqrt_quadrature import DROPPED, Correction
 
@@ -25,19 +25,20 @@ def extended_krylov(base, update, span, tol, inverse, monitor):
     correction : Correction
         The correction.
     converged : bool
-        Whether the residual is within ``tol sqrt(low) ||X||``.
+        Whether the residual is within ``tol sqrt(low) ||X||``, or rounding.
     """
     V = orthonormal_beside(update.Z, None)
     SV = base.sqrt_times(V)
     up = down = V
     C = np.diag(update.s)
+    floor = 100 * eps_of(base.xp, V.dtype) * math.sqrt(span.high / span.low)  # rounding in the residual
     for _ in range(MAX_STEPS):
         H = to_host(adjoint(SV) @ SV)
         Zp = to_host(adjoint(V) @ update.Z)
         lam, Q = _small_correction(H, Zp, C, inverse)
         error = _step_error(base, update, V, SV, lam, Q, inverse)
         top = np.abs(lam).max(initial=0.0)
-        goal = tol * (math.sqrt(span.low) * top if not inverse else 1.0)
+        goal = max(tol, floor) * math.sqrt(span.low) * top
         if monitor(error / goal * tol if goal else 0.0):
             return _kept(V, lam, Q, tol), False
         if error <= goal or V.shape[1] >= base.n:
@@ -55,7 +56,7 @@ def extended_krylov(base, update, span, tol, inverse, monitor):
     return _kept(V, lam, Q, tol), False
 
 
-def lanczos(base, update, span, tol, function, monitor, max_steps=MAX_STEPS):
+def lanczos(base, update, span, tol, function, monitor, max_steps=None):
     """Correct ``function`` with the Krylov space of A and Z: block Lanczos, orthogonalised against all of the basis.
 
     Returns
@@ -69,7 +70,7 @@ def lanczos(base, update, span, tol, function, monitor, max_steps=MAX_STEPS):
     V = last = orthonormal_beside(update.Z, None)
     AV = base.times(V)
     C, previous, calm = np.diag(update.s), deque(maxlen=3), 0
-    for _ in range(max_steps):
+    for _ in range(max_steps or MAX_STEPS):
         H = to_host(adjoint(V) @ AV)
         X = _difference(H, to_host(adjoint(V) @ update.Z), C, function)
         previous.append(X)
@@ -160,6 +161,7 @@ def _divided(function, x, y):
 def _kept(V, lam, Q, tol):
     keep = np.abs(lam) > DROPPED * tol * np.abs(lam).max(initial=0.0)
     P = Q[:, keep] * np.sqrt(np.abs(lam[keep]))
+    V = V[:, : Q.shape[0]]  # without a last block that was not used yet
     return Correction(V @ from_host(P, array_namespace(V), V.dtype, device(V)), np.sign(lam[keep]), 0)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from rnla import kernels
-from rnla._backend import adjoint, eps_of, from_host, to_host
+from rnla._backend import adjoint, eps_of, from_host, host_svd, real_dtype, to_host
 from rnla._errors import NotPositiveDefiniteError
 from rnla._orth import orth
 from rnla._rational import node_count, zolotarev_nodes
@@ -45,7 +45,7 @@ class Correction(NamedTuple):
     n_nodes: int
 
 
-def canonical(Z, C, sign, caller):
+def canonical(Z, C, sign):
     """Return ``Z C Z^H``, or ``sign * Z Z^H``, as an `Update`; only ever multiplies Z from the right.
 
     An orthonormal basis of Z would lose the small rows of a graded matrix.
@@ -55,8 +55,7 @@ def canonical(Z, C, sign, caller):
     if C is None:
         parts = [(Z, float(sign))]
     else:
-        host = to_host(C)
-        lam, V = np.linalg.eigh((host + host.conj().T) / 2 * sign)
+        lam, V = np.linalg.eigh((C + C.conj().T) / 2 * sign)
         top = np.abs(lam).max(initial=0.0)
         parts = []
         for positive in (True, False):
@@ -72,9 +71,9 @@ def canonical(Z, C, sign, caller):
             continue
         if part.shape[1] > 1:
             # The rotation that makes columns orthogonal, from the Gram matrix of scaled columns.
-            _, sv, Wh = np.linalg.svd(_triangle(part / scale))
+            _, sv, Wh = host_svd(_triangle(part / scale))
             some = sv > eps * max(part.shape) * sv[0]
-            if part.shape[1] > 1 and not (some.all() and _orthogonal(part / scale, eps)):
+            if len(some) < part.shape[1] or not (some.all() and _orthogonal(part / scale, eps)):
                 part = part @ from_host(Wh[some].conj().T, xp, Z.dtype, device(Z))
         kept.append(part)
         signs += [s] * part.shape[1]
@@ -131,7 +130,8 @@ def interval(base, update, tol, inverse, caller):
 def on_diagonal(base, update, span, tol, inverses):
     """Return a `Correction` for each flag of `inverses`, of a base that is diagonalised; two sweeps over the rows."""
     tau, w = zolotarev_nodes(span.low, span.high, n_nodes=node_count(span.high / span.low, tol))
-    z, d = base.rotate(update.Z), base.d
+    z = base.rotate(update.Z)
+    d = base.xp.astype(base.d, real_dtype(base.xp, z.dtype), copy=False)
     G, YY = kernels.sqrt_sweep_gram(d, z, tau)
     out = []
     for inverse in inverses:
@@ -159,8 +159,9 @@ def on_scalar(base, update, inverse):
         if inverse:
             weights = weights / np.sqrt(roots * alpha**0.5)
         X, left = np.full(len(lam), -1.0 if inverse else 1.0), update.Z
-    P = left @ from_host(V * weights, base.xp, update.Z.dtype, base.device)
-    return Correction(P, np.sign(X), 0)
+    some = np.abs(X) > eps_of(base.xp, update.Z.dtype) * np.abs(X).max(initial=0.0)
+    P = left @ from_host((V * weights)[:, some], base.xp, update.Z.dtype, base.device)
+    return Correction(P, np.sign(X[some]), 0)
 
 
 def on_shifted(base, update, span, tol, inverses):
@@ -184,30 +185,28 @@ def _combination(G, YY, s, weights, inverse, tol):
     ``G[j] = Z^H Y_j`` (k, k), ``YY = Y^H Y`` (N k, N k), Y having the columns of Y_1, Y_2, ...
     """
     N, k, _ = G.shape
-    columns = {1.0: [], -1.0: []}
-    for j in range(N):
-        K = np.diag(s) + (G[j] + G[j].conj().T) / 2
-        lam, U = np.linalg.eigh(K)
-        if np.count_nonzero(lam < 0) != np.count_nonzero(s < 0):
-            raise NotPositiveDefiniteError("rnla: the updated matrix is not positive definite, to rounding.", gap=0.0)
-        for sign in (1.0, -1.0):
-            some = lam > 0 if sign > 0 else lam < 0
-            block = np.zeros((N * k, int(some.sum())), dtype=U.dtype)
-            block[j * k : (j + 1) * k] = U[:, some] * np.sqrt(weights[j] / np.abs(lam[some]))
-            columns[sign].append(block)
-    parts, signs, tops = [], [], []
-    for sign, blocks in columns.items():
-        B = np.concatenate(blocks, axis=1)
-        if not B.shape[1]:
-            continue
-        lam, V = np.linalg.eigh(B.conj().T @ YY @ B)
-        parts.append((B, lam, V))
-        signs.append(-sign if inverse else sign)
-        tops.append(lam[-1])
-    largest = max(tops, default=0.0)
-    out = [(B @ V[:, lam > DROPPED * tol * largest][:, ::-1]) for B, lam, V in parts]
-    if not out:
-        return np.zeros((N * k, 0)), np.zeros(0)
-    return np.concatenate(out, axis=1), np.concatenate(
-        [np.full(X.shape[1], sign) for X, sign in zip(out, signs, strict=True)]
-    )
+    n_minus = int(np.count_nonzero(s < 0))
+    lam, U = np.linalg.eigh(np.diag(s) + (G + np.swapaxes(G, 1, 2).conj()) / 2)
+    if np.any(np.count_nonzero(lam < 0, axis=1) != n_minus):
+        raise NotPositiveDefiniteError("rnla: the updated matrix is not positive definite, to rounding.", gap=0.0)
+    T = U * np.sqrt(weights[:, None] / np.abs(lam))[:, None, :]  # (N, k, k): the negative eigenvalues come first
+    found = []
+    for sign, part in ((1.0, T[:, :, n_minus:]), (-1.0, T[:, :, :n_minus])):
+        if part.shape[2]:
+            lam, V = np.linalg.eigh(_compressed(part, YY))
+            found.append((-sign if inverse else sign, part, lam, V))
+    least = DROPPED * tol * max(lam[-1] for _, _, lam, _ in found)
+    parts, signs = [], []
+    for sign, part, lam, V in found:
+        V = V[:, lam > least][:, ::-1]
+        parts.append(np.matmul(part, V.reshape(N, part.shape[2], V.shape[1])).reshape(N * k, V.shape[1]))
+        signs.append(np.full(V.shape[1], sign))
+    return np.concatenate(parts, axis=1), np.concatenate(signs)
+
+
+def _compressed(part, YY):
+    """Return ``B^H YY B`` for B with the blocks part[j] (k, q) on its diagonal."""
+    N, k, q = part.shape
+    half = np.matmul(np.swapaxes(YY.reshape(N * k, N, k), 0, 1), part)  # (N, N k, q)
+    half = np.swapaxes(half, 0, 1).reshape(N, k, N * q)
+    return np.matmul(np.swapaxes(part, 1, 2).conj(), half).reshape(N * q, N * q)

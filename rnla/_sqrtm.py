@@ -1,17 +1,18 @@
 """Square roots of matrices after a low-rank update, as the root from before and a correction of low rank."""
 
+import numbers
 from functools import partial
 
 import numpy as np
 
-from rnla._backend import from_host, to_host
 from rnla._corrected_sqrt import LowRankCorrectedSqrt
 from rnla._errors import AccuracyWarning
 from rnla._progress import Monitor
 from rnla._rangefinder import check_choice, check_count, warn, warn_not_converged
 from rnla._rational import node_count, zolotarev_nodes
-from rnla._sqrt_base import Diagonalised, as_base
-from rnla._sqrt_inputs import check_update, checked_tol
+from rnla._sqrt_base import as_problem
+from rnla._sqrt_inputs import checked_tol
+from rnla._sqrt_kinds import Diagonalised
 from rnla._sqrt_krylov import (
     LANCZOS_LIMIT,
     dense_correction,
@@ -22,8 +23,8 @@ from rnla._sqrt_krylov import (
 from rnla._sqrt_quadrature import Correction, canonical, interval, on_diagonal, on_scalar, on_shifted
 
 METHODS = ("auto", "exact", "quadrature", "extended_krylov", "krylov", "dense")
-SMALL = 64  # order up to which the correction is computed densely ...
-DENSE_SIDE, DENSE_KAPPA = 4096, 1e8  # ... or up to here, if the quadrature would have as many columns as rows
+SMALL = 64  # order up to which the correction is dense where the quadrature has as many columns as rows; beyond,
+DENSE_SIDE, DENSE_KAPPA = 4096, 1e8  # and up to this order and condition, where it has twice as many
 
 
 def sqrt_update(A, Z, *, C=None, sign=1, inverse=False, tol=None, rank=None, method="auto", bounds=None,
@@ -154,7 +155,7 @@ def sqrt_pair_update(A, Z, *, C=None, sign=1, tol=None, rank=None, method="auto"
     return tuple(_updated(A, Z, C, sign, (False, True), tol, rank, method, bounds, callback, caller))
 
 
-def function_update(A, Z, f, *, C=None, sign=1, tol=1e-8, n_poles=None, bounds=None):
+def function_update(A, Z, f, *, C=None, sign=1, tol=None, n_poles=None, bounds=None):
     """Return ``f(A + Z C Z^H) - f(A)`` as a Hermitian matrix of low rank.
 
     Parameters
@@ -165,11 +166,11 @@ def function_update(A, Z, f, *, C=None, sign=1, tol=1e-8, n_poles=None, bounds=N
         A power, the logarithm, or a function of an array of eigenvalues.
     C, sign
         As for `sqrt_update`.
-    tol : float
-        Precision relative to the correction at which columns are dropped.
+    tol : float, optional
+        Precision relative to the correction at which columns are dropped; 1e-8 in double and 1e-6 in single precision.
     n_poles : int, optional
-        Poles of the rational Krylov space; by default those of the root to the precision `tol`, half as many again for
-        other powers between -1/2 and 1/2, twice as many beyond.
+        Poles of the rational Krylov space; by default those of the root to the precision `tol`, a quarter more for
+        roots, half as many again for other powers between -1/2 and 1/2, twice as many beyond.
     bounds : tuple of two floats, optional
         Ends of the spectrum of `A`, of sparse matrices and operators.
 
@@ -192,13 +193,12 @@ def function_update(A, Z, f, *, C=None, sign=1, tol=1e-8, n_poles=None, bounds=N
     True
     """
     caller = "rnla.function_update"
-    Z, C = check_update(Z, C, sign, caller)
-    tol = checked_tol(tol, Z, caller)
     function, more = _function(f, caller)
-    base = as_base(A, Z.shape[0], Z, bounds, caller)
+    base, Z, C, sign = as_problem(A, Z, C, sign, bounds, caller)
+    tol = checked_tol(tol, Z, caller)
     if not hasattr(base, "shift_solve") or getattr(base, "solvable", True) is False:
         raise TypeError(f"{caller}: A must be diagonal, dense, sparse, or have shift_solve; got a {base.kind} base.")
-    update = canonical(Z, C, sign, caller)
+    update = canonical(Z, C, sign)
     span = interval(base, update, tol, True, caller)
     if not update.Z.shape[1]:
         return update.Z, np.zeros(0)
@@ -214,10 +214,10 @@ def _function(f, caller):
     """Return a function of eigenvalues, and how many poles it needs relative to the root."""
     if callable(f):
         return f, 2.0
-    if f == "log":
+    if isinstance(f, str) and f == "log":
         return np.log, 1.5
-    if isinstance(f, (int, float)) and not isinstance(f, bool) and np.isfinite(f):
-        return partial(_power, exponent=float(f)), 1.0 if abs(f) == 0.5 else 1.5 if abs(f) < 0.5 else 2.0
+    if isinstance(f, numbers.Real) and not isinstance(f, bool) and np.isfinite(f):
+        return partial(_power, exponent=float(f)), 1.25 if abs(f) == 0.5 else 1.5 if abs(f) < 0.5 else 2.0
     raise TypeError(f"{caller}: f must be a power, 'log' or callable; got {f!r}.")
 
 
@@ -228,14 +228,12 @@ def _power(x, exponent):
 def _updated(A, Z, C, sign, inverses, tol, rank, method, bounds, callback, caller):
     """Return a `LowRankCorrectedSqrt` for every flag of `inverses`."""
     check_choice(method, "method", METHODS, caller)
-    Z, C = check_update(Z, C, sign, caller)
-    tol = checked_tol(tol, Z, caller)
     if rank is not None:
         check_count(rank, "rank", caller, least=0)
     monitor = Monitor(callback, False, caller)
-    A, Z, C, sign = _unchained(A, Z, C, sign)
-    base = as_base(A, Z.shape[0], Z, bounds, caller)
-    update = canonical(Z, C, sign, caller)
+    base, Z, C, sign = as_problem(A, Z, C, sign, bounds, caller)
+    tol = checked_tol(tol, Z, caller)
+    update = canonical(Z, C, sign)
     span = interval(base, update, tol, True in inverses, caller)
     chosen = _chosen(method, base, update, span, tol, caller)
     if not update.Z.shape[1]:
@@ -288,20 +286,7 @@ def _chosen(method, base, update, span, tol, caller):
     if able["exact"]:
         return "exact"
     columns, kappa = update.Z.shape[1] * node_count(span.high / span.low, tol), span.high / span.low
-    small = base.n <= SMALL or (2 * columns >= base.n and base.n <= DENSE_SIDE and kappa <= DENSE_KAPPA)
+    small = columns >= (1 if base.n <= SMALL else 2) * base.n and base.n <= DENSE_SIDE
     if small and kappa <= DENSE_KAPPA and able["dense"] and base.has_roots:
         return "dense"
     return next(name for name in ("quadrature", "extended_krylov", "krylov") if able[name])
-
-
-def _unchained(A, Z, C, sign):
-    """Return the base of an earlier result instead of it, and both updates as one."""
-    if not isinstance(A, LowRankCorrectedSqrt):
-        return A, Z, C, sign
-    xp, k, old = A.base.xp, Z.shape[1], A.update
-    joint = np.zeros((len(old.s) + k, len(old.s) + k), dtype=complex if A._complex else float)
-    joint[: len(old.s), : len(old.s)] = np.diag(old.s)
-
-    joint[len(old.s) :, len(old.s) :] = sign * (np.eye(k) if C is None else to_host(C))
-    C = from_host(joint, xp, Z.dtype, A.base.device)
-    return A.base, xp.concat([old.Z, Z], axis=1), C, 1

@@ -1,15 +1,20 @@
 """Roots of a matrix that is updated again and again: the updates are kept, the root is rebuilt when it is used."""
 
-import numpy as np
-from array_api_compat import device
+import math
+import numbers
+from typing import Any
 
-from rnla._backend import from_host
+import numpy as np
+from array_api_compat import array_namespace, device, is_array_api_obj
+
+from rnla._backend import eps_of, from_host, to_host
 from rnla._orth import orth
 from rnla._rangefinder import check_choice, check_count, check_number
-from rnla._sqrt_base import Diagonalised, as_base
+from rnla._sqrt_base import ACCEPTED, SqrtRoots, as_problem
 from rnla._sqrt_factor import log_determinant, sqrt_factor_update
 from rnla._sqrt_inputs import check_update, checked_tol
-from rnla._sqrt_quadrature import Update
+from rnla._sqrt_kinds import Diagonalised
+from rnla._sqrt_quadrature import Update, canonical
 from rnla._sqrtm import sqrt_update
 
 
@@ -17,7 +22,7 @@ class StreamingSqrt:
     """The roots of ``W = A + sum of updates - sum of downdates``.
 
     The state is A and the columns of the updates, never a root: nothing accumulates. A downdate by a column that was
-    an update before, bit for bit, deletes it.
+    an update before, equal but for rounding, deletes it.
 
     Parameters
     ----------
@@ -56,17 +61,19 @@ class StreamingSqrt:
         check_choice(shrink, "shrink", ("truncate", "frequent_directions"), caller)
         if max_update_rank is not None:
             check_count(max_update_rank, "max_update_rank", caller)
-        if isinstance(A, (int, float)):
+        if isinstance(A, numbers.Real):
             check_count(n, "n", caller)
-            like = np.zeros(1)
+            self._n = n
         else:
-            like = A if hasattr(A, "dtype") else None
-        self._base = as_base(A, n if n is not None else _order(A), like, bounds, caller)
-        xp = self._base.xp
+            self._n = _order(A, caller)
+            if n is not None and n != self._n:
+                raise ValueError(f"{caller}: n must be the order of A, {self._n}, or None; got {n}.")
         self.tol, self.max_update_rank, self.shrink = tol, max_update_rank, shrink
-        self._Z = xp.zeros((self._base.n, 0), dtype=self._base.dtype, device=self._base.device)
-        self._s = np.zeros(0)
-        self._results = {}
+        self._A, self._bounds = A, bounds
+        self._base: Any = None
+        self._Z: Any = None
+        self._results: dict = {}
+        self._begin(_none_like(A, self._n))
 
     @property
     def n_columns(self):
@@ -135,16 +142,24 @@ class StreamingSqrt:
     def _signs(self):
         if (self._s > 0).all():
             return None
-        return from_host(np.diag(self._s), self._base.xp, self._Z.dtype, self._base.device)
+        return np.diag(self._s)
+
+    def _begin(self, Z):
+        """Take the base, and its earlier updates if it is an earlier result; Z says the library of a number."""
+        self._base, Z, C, _ = as_problem(self._A, Z, None, 1, self._bounds, "rnla.StreamingSqrt")
+        self._Z, self._s = canonical(Z, C, 1)
 
     def _append(self, Z, sign, caller):
         Z, _ = check_update(Z, None, 1, caller)
+        if self._base.kind == "scalar" and not self.n_columns and array_namespace(Z) is not self._base.xp:
+            scale = self._base.bounds[0]
+            self._A = scale
+            self._begin(Z[:, :0])
         xp = self._base.xp
         if Z.shape[0] != self._base.n:
             raise ValueError(f"{caller}: Z must have {self._base.n} rows; got shape {tuple(Z.shape)}.")
-        if xp.isdtype(Z.dtype, "complex floating") and not xp.isdtype(self._Z.dtype, "complex floating"):
-            self._Z = xp.astype(self._Z, Z.dtype)
-        Z = xp.astype(Z, self._Z.dtype, copy=False)
+        dtype = xp.result_type(Z.dtype, self._Z.dtype)
+        Z, self._Z = xp.astype(Z, dtype, copy=False), xp.astype(self._Z, dtype, copy=False)
         gone, new = set(), []
         for j in range(Z.shape[1]):
             found = self._place(Z[:, j], -sign, gone)
@@ -164,12 +179,15 @@ class StreamingSqrt:
         return self
 
     def _place(self, z, sign, gone):
-        """Return the number of a column of this sign that equals z."""
+        """Return the number of a column of this sign that equals z, to rounding as `scale` may have rounded."""
         xp = self._base.xp
-        for i in np.flatnonzero(self._s == sign):
-            if i not in gone and bool(xp.all(self._Z[:, int(i)] == z)):
-                return int(i)
-        return None
+        if not self.n_columns:
+            return None
+        size = xp.max(xp.abs(z))
+        apart = xp.max(xp.abs(self._Z - z[:, None]), axis=0)
+        same = to_host(xp.astype(apart <= 8 * eps_of(xp, z.dtype) * size, size.dtype))
+        found = [i for i in np.flatnonzero((self._s == sign) & (same > 0)) if i not in gone]
+        return int(found[0]) if found else None
 
     def _compress(self):
         Q, R = orth(self._Z)
@@ -189,11 +207,28 @@ class StreamingSqrt:
         self._s = np.where(values < 0, -1.0, 1.0)
 
 
-def _order(A):
+def _order(A, caller):
     """Return the order of a matrix of any kind that `sqrt_update` takes, but a number."""
-    if hasattr(A, "S"):
-        return A.S.shape[0]
+    if isinstance(A, SqrtRoots):
+        A = A.S
     if isinstance(A, (tuple, list)):
         pairs = [A] if len(A) == 2 and getattr(A[0], "ndim", None) == 1 else A
-        return int(np.prod([len(pair[0]) for pair in pairs]))
-    return A.shape[0]
+        if all(isinstance(pair, (tuple, list)) and len(pair) == 2 and hasattr(pair[0], "shape") for pair in pairs):
+            return math.prod(pair[0].shape[0] for pair in pairs)
+    shape = getattr(A, "shape", None)
+    if not shape:
+        raise TypeError(f"{caller}: A must be {ACCEPTED}; got {type(A).__module__}.{type(A).__name__}.")
+    return int(shape[0])
+
+
+def _none_like(A, n):
+    """Return no columns, in the library and dtype of A."""
+    for X in (A, getattr(A, "S", None), *(A if isinstance(A, (tuple, list)) else ()), getattr(A, "P", None)):
+        X = X[-1] if isinstance(X, (tuple, list)) else X
+        if is_array_api_obj(X):
+            xp = array_namespace(X)
+            floating = xp.isdtype(X.dtype, ("real floating", "complex floating"))
+            return xp.zeros((n, 0), dtype=X.dtype if floating else xp.float64, device=device(X))
+    if hasattr(A, "shape") and getattr(getattr(A, "dtype", None), "kind", "") in ("f", "c"):
+        return np.zeros((n, 0), A.dtype)
+    return np.zeros((n, 0))

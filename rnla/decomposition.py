@@ -1,8 +1,8 @@
 """scikit-learn's estimators of low rank, on every kind of matrix that rnla reads (extra ``sklearn``).
 
 Parameters and fitted attributes are those of the classes of the same name in ``sklearn.decomposition``. `PCA` and
-`TruncatedSVD` have one attribute more, ``info_``: how they were computed and how far they converged. `RobustPCA` has no
-namesake there.
+`TruncatedSVD` have one attribute more, ``info_``: how they were computed and how far they converged. `RobustPCA` and
+`LowRankZCA` have no namesake there.
 """
 
 import math
@@ -20,8 +20,9 @@ from rnla._rangefinder import check_choice, check_count, check_number
 from rnla._robust_pca_estimator import RobustPCA
 from rnla._sklearn_input import Transformer, check_fitted, combination, key_of, matrix_of, name_of, placed
 from rnla._svd import QR_ASPECT, flipped, svd_as
+from rnla._zca import LowRankZCA
 
-__all__ = ["PCA", "IncrementalPCA", "RobustPCA", "TruncatedSVD"]
+__all__ = ["PCA", "IncrementalPCA", "LowRankZCA", "RobustPCA", "TruncatedSVD"]
 
 EXACT_SIDE = 500  # up to this longer side PCA computes exactly, as scikit-learn's does ...
 EXACT_ENTRIES = 2**20  # ... and up to this many entries, if it is asked for more than the residual of an iteration

@@ -256,3 +256,14 @@ def test_the_benchmark_of_robust_pca_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     (rows,) = json.loads(results.read_text())["tables"].values()
     assert all(row["error"] < 1e-5 and row["rank"] == 5 for row in rows)
+
+
+def test_the_benchmark_of_square_roots_runs(tmp_path):
+    results = tmp_path / "sqrtm.json"
+    command = [sys.executable, "-m", "bench", "sqrtm", "--quick", "--json", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    tables = json.loads(results.read_text())["tables"]
+    assert all(row["error"] < 1e-9 for row in tables["accuracy"])
+    assert all(row["value"] <= row["bound"] for row in tables["decay"])
+    assert all(row["error"] < 1e-7 for row in tables["eigh"])

@@ -1,0 +1,239 @@
+"""rnla.sqrt_update: error against rank, decay, accuracy, and time against eigendecompositions, copies and products."""
+
+import functools
+import importlib.util
+
+import numpy as np
+
+import rnla
+from bench import harness
+from bench.harness import number
+from rnla._sqrt_base import as_base
+from rnla._sqrt_krylov import lanczos
+from rnla._sqrt_quadrature import canonical, interval
+
+TOL = 1e-8  # of the tables of time
+RANKS = (1, 2, 3, 4, 5, 6)
+# Traces, Frobenius norms and entries [0, 1] of exact corrections, from arithmetic of 60 digits.
+EXACT = {
+    ("update", False): (0.477370659478268, 0.441892420916467, 0.108921510593196),
+    ("update", True): (-257.712922008635, 243.717288440846, -87.9014292452364),
+    ("tiny", False): (1.19366056537916e-11, 1.08768026602558e-11, 4.7940613150666e-12),
+    ("tiny", True): (-7.82288951906786e-7, 7.7191690882363e-7, -2.22520614057707e-7),
+    ("downdate", False): (-8.20789156052777, 7.15609527161095, -0.00036798025922821),
+    ("downdate", True): (53.3411425318609, 49.6738670808093, 21.8753580197197),
+}
+
+
+def add_arguments(parser):
+    """Add the options of this benchmark."""
+    parser.add_argument("--table", choices=sorted(TABLES), help="run this table only")
+    parser.add_argument("--quick", action="store_true", help="small sizes: tests the benchmark itself")
+
+
+def run(options, report):
+    """Run the tables, one or all."""
+    for name in [options.table] if options.table else list(TABLES):
+        report.progress(f"table {name}")
+        title, rows, columns = TABLES[name](options)
+        report.add(title, rows)
+        report.table(title, columns)
+
+
+def root_of(A, inverse):
+    """Return a root by an eigendecomposition."""
+    w, Q = np.linalg.eigh(A)
+    return (Q * w ** (-0.5 if inverse else 0.5)) @ Q.T
+
+
+def table_rank(options):
+    """Error against the rank of the correction: ours, truncated, and the Krylov space of A (E1)."""
+    rng, rows = np.random.default_rng(0), []
+    z = rng.standard_normal(100)
+    for spectrum, d in (("uniform", rng.uniform(0, 1, 100)), ("logspace", np.logspace(-3, 3, 100))):
+        for sign in (1, -1):
+            column = 0.1 * z / np.linalg.norm(z)
+            if sign < 0:
+                column = column * min(1.0, 0.95 / np.linalg.norm(column / np.sqrt(d)))
+            for inverse in (False, True):
+                exact = root_of(np.diag(d) + sign * np.outer(column, column), inverse)
+                ours = rnla.sqrt_update(d, column, sign=sign, inverse=inverse, tol=1e-13)
+                name = f"{spectrum}, {'inverse ' if inverse else ''}root {'up' if sign > 0 else 'down'}"
+                for rank in RANKS:
+                    krylov = by_krylov(d, column, sign, inverse, rank)
+                    rows.append(
+                        {
+                            "case": name,
+                            "rank": rank,
+                            "error": relative(ours.truncate(rank=rank).to_dense(), exact),
+                            "error_krylov": relative(krylov, exact),
+                        }
+                    )
+    return "rank", rows, {
+        "case": lambda row: row["case"], "rank": lambda row: str(row["rank"]),
+        "rnla": lambda row: number(row["error"]), "Krylov(A)": lambda row: number(row["error_krylov"]),
+    }  # fmt: skip
+
+
+def by_krylov(d, z, sign, inverse, rank):
+    """Return the root from `rank` steps of block Lanczos with A."""
+    base, update = as_base(d, len(d), z, None, "bench"), canonical(z[:, None], None, sign)
+    span = interval(base, update, TOL, True, "bench")
+    power = -0.5 if inverse else 0.5
+    found, _ = lanczos(base, update, span, 1e-300, lambda x: np.abs(x) ** power, lambda _: False, max_steps=rank)
+    return np.diag(d**power) + (found.P * found.signs) @ found.P.T
+
+
+def relative(X, exact):
+    """Return the relative error in the Frobenius norm."""
+    return float(np.linalg.norm(X - exact) / np.linalg.norm(exact))
+
+
+def table_decay(options):
+    """Compare eigenvalues of a correction with their bound (E2)."""
+    rng = np.random.default_rng(0)
+    d, z = rng.uniform(0, 1, 100), rng.standard_normal(100)
+    result = rnla.sqrt_update(d, z / np.linalg.norm(z), tol=1e-13)
+    lam = np.linalg.eigvalsh(result.P.T @ result.P)[::-1]
+    rows = [
+        {"number": nu + 1, "value": float(lam[nu]), "bound": float(lam[0] * rnla.decay_bound(result.kappa, 1, nu))}
+        for nu in range(min(10, len(lam)))
+    ]
+    return "decay", rows, {
+        "number": lambda row: str(row["number"]), "eigenvalue": lambda row: number(row["value"]),
+        "bound": lambda row: number(row["bound"]),
+    }  # fmt: skip
+
+
+def table_accuracy(options):
+    """Errors relative to the correction, of ours and of a difference of two eigendecompositions (E4)."""
+    d, i = 10.0 ** np.linspace(-5, 5, 16), np.arange(1, 17)
+    z = np.sin(i) / 4
+    cases = {"update": (z, 1), "tiny": (1e-6 * z, 1), "downdate": (0.3 * np.sin(i) * np.sqrt(d), -1)}
+    rows = []
+    for (case, inverse), exact in EXACT.items():
+        z, sign = cases[case]
+        result = rnla.sqrt_update(d, z, sign=sign, inverse=inverse, tol=1e-14, method="quadrature")
+        peer = root_of(np.diag(d) + sign * np.outer(z, z), inverse) - np.diag(d ** (-0.5 if inverse else 0.5))
+        rows.append(
+            {
+                "case": f"{case}, {'inverse root' if inverse else 'root'}",
+                "rank": result.rank,
+                "error": worst((result.P * result.signs) @ result.P.T, exact),
+                "error_peer": worst(peer, exact),
+            }
+        )
+    return "accuracy", rows, {
+        "case": lambda row: row["case"], "rank": lambda row: str(row["rank"]),
+        "rnla": lambda row: number(row["error"]), "eigh - eigh": lambda row: number(row["error_peer"]),
+    }  # fmt: skip
+
+
+def worst(X, exact):
+    """Return the largest relative error of trace, Frobenius norm and one entry."""
+    found = np.array([np.trace(X), np.linalg.norm(X), X[0, 1]])
+    return float(np.abs(found / exact - 1).max())
+
+
+def table_eigh(options):
+    """Time against forming W and its root anew (E5), and where the two are equal."""
+    rows = []
+    for n in (60, 100) if options.quick else (60, 80, 100, 150, 200, 300, 600, 1000, 2000, 4000):
+        for k in (1, 5, 20):
+            rng = np.random.default_rng(0)
+            d, Z = rng.uniform(size=n) + 1e-3, rng.standard_normal((n, k))
+            ours = functools.partial(rnla.sqrt_update, d, Z, tol=TOL)
+            result, exact = ours(), root_of(np.diag(d) + Z @ Z.T, False)
+            times = harness.race(
+                ours, lambda d=d, Z=Z: root_of(np.diag(d) + Z @ Z.T, False), repeats=9 if n < 1000 else 1, budget=10.0
+            )
+            error = float(np.linalg.norm(result.to_dense() - exact, 2) / np.linalg.norm(exact, 2)) if n <= 600 else None
+            rows.append({"n": n, "k": k, "rank": result.rank, "method": result.method, "error": error, **times})
+    return "eigh", rows, {
+        "n": lambda row: str(row["n"]), "k": lambda row: str(row["k"]), "rank": lambda row: str(row["rank"]),
+        "method": lambda row: row["method"], "ms": lambda row: number(1e3 * row["seconds_ours"], ".2f"),
+        "ratio": lambda row: number(row["ratio"], ".3g"), "difference": lambda row: number(row["error"]),
+    }  # fmt: skip
+
+
+def table_rate(options):
+    """Time against copying P, and the share of the rate of a large matrix product (E5), with the memory."""
+    rows = []
+    cases = ((10**4, 1), (10**4, 20)) if options.quick else ((10**6, 1), (2 * 10**5, 5), (10**5, 20))
+    peak = product_rate(300 if options.quick else 2000)
+    for n, k in cases:
+        rng = np.random.default_rng(0)
+        d, Z = rng.uniform(size=n) + 1e-3, rng.standard_normal((n, k))
+        ours = functools.partial(rnla.sqrt_update, d, Z, tol=TOL)
+        ours()
+        result, memory = harness.peak_memory(ours)
+        times = harness.race(ours, lambda P=result.P: P.copy(order="K"), repeats=7, budget=20.0)
+        columns = k * result.n_nodes
+        flops = 2 * n * columns * (columns / 2 + result.rank + k)
+        rows.append(
+            {
+                "n": n, "k": k, "nodes": result.n_nodes, "rank": result.rank, "memory": memory,
+                "share": flops / times["seconds_ours"] / peak, **times,
+            }
+        )  # fmt: skip
+    return "rate", rows, {
+        "n": lambda row: str(row["n"]), "k": lambda row: str(row["k"]), "nodes": lambda row: str(row["nodes"]),
+        "rank": lambda row: str(row["rank"]), "ms": lambda row: number(1e3 * row["seconds_ours"], ".1f"),
+        "times a copy of P": lambda row: number(1 / row["ratio"], ".1f"),
+        "share of gemm": lambda row: number(row["share"], ".0%"),
+        "MB": lambda row: number(row["memory"] and row["memory"] / 1e6, ".0f"),
+    }  # fmt: skip
+
+
+def product_rate(n):
+    """Return the flops in a second of a product of two matrices."""
+    A = np.random.default_rng(0).standard_normal((n, n))
+    A @ A
+    return 2 * n**3 / min(harness.seconds(lambda: A @ A) for _ in range(5))
+
+
+def table_contour(options):
+    """Time of one product with the inverse root against contour integral quadrature of ``linear_operator``."""
+    if not importlib.util.find_spec("linear_operator"):
+        print("linear_operator is not installed: pip install linear_operator")
+        return "contour", [], {"reason": lambda row: ""}
+    import torch
+    from linear_operator import settings
+    from linear_operator.operators import DiagLinearOperator, LowRankRootLinearOperator
+    from linear_operator.utils.contour_integral_quad import contour_integral_quad
+
+    rows = []
+    for n in (200,) if options.quick else (1000, 2000, 4000):
+        rng = np.random.default_rng(0)
+        d, Z, b = rng.uniform(size=n) + 0.01, rng.standard_normal((n, 5)) / n**0.5, rng.standard_normal(n)
+        exact = root_of(np.diag(d) + Z @ Z.T, True) @ b
+        tensors = [torch.from_numpy(x) for x in (d, Z, b[:, None])]
+        W = LowRankRootLinearOperator(tensors[1]) + DiagLinearOperator(tensors[0])
+
+        def peer(W=W, b=tensors[2]):
+            with settings.minres_tolerance(1e-8), settings.num_contour_quadrature(15), torch.no_grad():
+                solves, weights, *_ = contour_integral_quad(W, b, inverse=True)
+                return (solves * weights).sum(0).numpy()[:, 0]
+
+        def ours(d=d, Z=Z, b=b):
+            return rnla.inv_sqrt_update(d, Z, tol=TOL) @ b
+
+        errors = [float(np.linalg.norm(call() - exact) / np.linalg.norm(exact)) for call in (ours, peer)]
+        rows.append(
+            {"n": n, "error": errors[0], "error_peer": errors[1], **harness.race(ours, peer, repeats=7, budget=20.0)}
+        )
+    return "contour", rows, {
+        "n": lambda row: str(row["n"]), "ms": lambda row: number(1e3 * row["seconds_ours"], ".2f"),
+        "ratio": lambda row: number(row["ratio"], ".3g"), "error": lambda row: number(row["error"]),
+        "error of the peer": lambda row: number(row["error_peer"]),
+    }  # fmt: skip
+
+
+TABLES = {
+    "rank": table_rank,
+    "decay": table_decay,
+    "accuracy": table_accuracy,
+    "eigh": table_eigh,
+    "rate": table_rate,
+    "contour": table_contour,
+}

@@ -17,7 +17,7 @@ from rnla import kernels
 from rnla._backend import adjoint, eps_of, from_host, host_svd, real_dtype, to_host
 from rnla._orth import orth
 from rnla._riemannian import Point, Tangent, pseudoinverse, retract, tangent_of
-from rnla._rpca_entries import residual_sides
+from rnla._rpca_entries import conjugate, residual_sides
 from rnla._rpca_result import RobustRecord
 from rnla._submatrix import taken
 
@@ -88,9 +88,7 @@ def _iterate(entries, samples, cross, point, z0, records, *, tol, max_iter, deca
             point = state.point
             continue
         z_row, z_col = bounds
-        point, e, kept_share, rms, mean_count = _step(
-            entries, cross, point, E_J, E_I, V_J, U_I, z_row, z_col, trimmed, samples
-        )
+        point, e, kept_share, rms, mean_count = _step(entries, cross, point, E_J, E_I, V_J, U_I, z_row, z_col, trimmed)
         records.append(RobustRecord(len(records) + 1, e, float(np.median(z_row)), kept_share, monitor.seconds))
         if monitor(e):
             status = "stopped"
@@ -141,7 +139,7 @@ class _Bounds:
         return np.full(len(q_row), self.z), np.full(len(q_col), self.z)
 
 
-def _step(entries, cross, point, E_J, E_I, V_J, U_I, z_row, z_col, trimmed, samples):
+def _step(entries, cross, point, E_J, E_I, V_J, U_I, z_row, z_col, trimmed):
     """Return the next point, the relative error, and what was kept."""
     xp, conj = entries.xp, conjugate(entries.xp, entries.dtype)
     U, s, V = point
@@ -303,11 +301,6 @@ def cross_place(cross):
     """Return library, dtype and device of a sample."""
     X = cross.down.X
     return array_namespace(X), X.dtype, device(X)
-
-
-def conjugate(xp, dtype):
-    """Return the function that conjugates arrays of a dtype; real ones are left as they are."""
-    return xp.conj if xp.isdtype(dtype, "complex floating") else lambda X: X
 
 
 def not_finite(entries):

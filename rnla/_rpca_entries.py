@@ -130,7 +130,7 @@ class Entries:
                 f"{self.caller}: A must have rows, or columns, of chunks that fit in block_bytes: raise it."
             )
         self.matrix.counter.passes += 1
-        return (((0, start), _conjugate(B, self.xp).T) for start, B in view)
+        return (((0, start), conjugate(self.xp, B.dtype)(B).T) for start, B in view)
 
     def _mask_part(self, rows, cols):
         part = self.mask[rows, :] if isinstance(cols, slice) else self.mask[:, cols]
@@ -167,8 +167,9 @@ def _plain(X):
     return np.asarray(X) if not hasattr(X, "__array_namespace__") and not hasattr(X, "detach") else X
 
 
-def _conjugate(X, xp):
-    return xp.conj(X) if xp.isdtype(X.dtype, "complex floating") else X
+def conjugate(xp, dtype):
+    """Return the function that conjugates arrays of a dtype; real ones are left as they are."""
+    return xp.conj if xp.isdtype(dtype, "complex floating") else lambda X: X
 
 
 def sparse_block(X, xp):
@@ -247,7 +248,7 @@ def residual_sides(cross, point, share):
     xp, where = array_namespace(U), device(U)
     V_J = xp.take(V, xp.asarray(cross.cols, device=where), axis=0)
     U_I = xp.take(U, xp.asarray(cross.rows, device=where), axis=0)
-    conj = xp.conj if xp.isdtype(U.dtype, "complex floating") else lambda x: x
+    conj = conjugate(xp, U.dtype)
     s = xp.astype(s, U.dtype)
     down = kernels.sampled_residuals(cross.down.X, cross.down_index, cross.down.observed, U * s, V_J, share)
     across = kernels.sampled_residuals(

@@ -3,6 +3,8 @@
 from rnla import _sketch as sketch
 from rnla import datasets, testing
 from rnla._aliases import randomized_svd, svds
+from rnla._completion import complete
+from rnla._completion_result import CompletionResult
 from rnla._corrected_sqrt import LowRankCorrectedSqrt
 from rnla._cur import CURResult, cur
 from rnla._diag import diag, row_norms
@@ -46,6 +48,7 @@ __all__ = [
     "AccuracyWarning",
     "CURResult",
     "CholeskyResult",
+    "CompletionResult",
     "ConvergenceWarning",
     "EighResult",
     "EstimateResult",
@@ -73,6 +76,7 @@ __all__ = [
     "StreamingSqrt",
     "__version__",
     "adi_shifts",
+    "complete",
     "cond",
     "correction_rank",
     "cur",

@@ -3,7 +3,7 @@
 import numpy as np
 from array_api_compat import array_namespace
 
-from rnla._completion_noise import noise_of
+from rnla._completion_noise import NoiseWatch, noise_of
 
 EXPLAINED = 1e-9  # share of the entries that a matrix of the right rank leaves, at most
 CLEAR_GAP = 10.0  # ratio of neighbouring singular values below which there is no gap
@@ -40,7 +40,7 @@ def searched_rank(problem, bound):
     if found is None:
         return bound, first, noise_of(problem, first, bound)
     while rank > 1 and not problem.monitor.stopped:
-        smaller = problem.run(rank - 1, max_iter=TRY_ITERATIONS)
+        smaller = problem.run(rank - 1, max_iter=TRY_ITERATIONS, until=NoiseWatch(rank - 1))
         if not explains(problem, smaller):
             break
         found, rank = smaller, rank - 1
@@ -50,7 +50,7 @@ def searched_rank(problem, bound):
 def _first_that_explains(problem, guess, bound):
     for rank in (guess, guess - 1, guess - 2, guess + 1, guess + 2, guess + 3):
         if 1 <= rank <= bound and not problem.monitor.stopped:
-            found = problem.run(rank, max_iter=TRY_ITERATIONS)
+            found = problem.run(rank, max_iter=TRY_ITERATIONS, until=NoiseWatch(rank))
             if explains(problem, found):
                 return found, rank
     return None, None

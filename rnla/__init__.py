@@ -4,6 +4,7 @@ from rnla import _sketch as sketch
 from rnla import datasets, testing
 from rnla._aliases import randomized_svd, svds
 from rnla._completion import complete
+from rnla._completion_cv import CompletionCVResult, complete_cv
 from rnla._completion_result import CompletionResult
 from rnla._corrected_sqrt import LowRankCorrectedSqrt
 from rnla._cur import CURResult, cur
@@ -41,6 +42,8 @@ from rnla._svd import svd, svdvals
 from rnla._svd_stream import svd_stream
 from rnla._trace import trace
 from rnla._trace_fun import logdet, trace_fun
+from rnla._transition import learn_transition_operator
+from rnla._transition_result import TransitionResult
 
 __version__ = "0.1.0"
 
@@ -48,6 +51,7 @@ __all__ = [
     "AccuracyWarning",
     "CURResult",
     "CholeskyResult",
+    "CompletionCVResult",
     "CompletionResult",
     "ConvergenceWarning",
     "EighResult",
@@ -74,9 +78,11 @@ __all__ = [
     "SqrtRoots",
     "StreamingSVD",
     "StreamingSqrt",
+    "TransitionResult",
     "__version__",
     "adi_shifts",
     "complete",
+    "complete_cv",
     "cond",
     "correction_rank",
     "cur",
@@ -88,6 +94,7 @@ __all__ = [
     "generalized_nystrom",
     "interp_decomp",
     "inv_sqrt_update",
+    "learn_transition_operator",
     "logdet",
     "lstsq",
     "norm",

@@ -142,23 +142,28 @@ def complete(A, k=None, *, mask=None, shape=None, p=0.0, noise_std=0.0, reg=None
 def completed(entries, k, settings, key, caller, monitor, *, noise_std=0.0, reg=None, factor=None, center=None,
               init=None):  # fmt: skip
     """Complete checked `Observed` entries; `factor` is that of the noise rule."""
-    centre, plain = None, entries
-    if center is not None:
-        centre = Centre(center, *centres(entries, center, caller))
-        plain = centred(entries, centre.rows, centre.cols)
+    centre, plain = centred_entries(entries, center, caller)
     xp = plain.xp
     scale = float(xp.max(xp.abs(plain.values)))
     if scale == 0:
         return _zero(entries, centre)
     if plain.count == math.prod(plain.shape) and k is not None and reg is None and noise_std == 0:
         return _complete_already(entries, plain, centre, k, key)
-    problem = _Problem(plain, scale, settings, key, caller, monitor, init)
+    problem = Problem(plain, scale, settings, key, caller, monitor, init)
     if k is not None:
         _warn_of_rank(plain, k, caller)
     return problem.result(entries, centre, k, noise_std, reg, factor)
 
 
-class _Problem:
+def centred_entries(entries, kind, caller):
+    """Return the `Centre`, or None, and the entries without it."""
+    if kind is None:
+        return None, entries
+    centre = Centre(kind, *centres(entries, kind, caller))
+    return centre, centred(entries, centre.rows, centre.cols)
+
+
+class Problem:
     """Scaled entries and how to iterate on them."""
 
     def __init__(self, plain, scale, settings, key, caller, monitor, init):
@@ -198,7 +203,7 @@ class _Problem:
             found = self.run(k, lam=lam, init=start)
             if searched and reg is None and noise_std in (0, "auto"):
                 found, lam, tau = self._refined(found, k, lam, tau, rule)
-        return self._judged(entries, centre, found, k, lam, tau, searched)
+        return self.judged(entries, centre, found, k, lam, tau, searched)
 
     def _refined(self, found, k, lam, tau, rule):
         """Estimate the noise again from a fit that a penalty has freed of most of it, until that changes little."""
@@ -232,14 +237,15 @@ class _Problem:
             )
         return U, to_host(s).real / self.scale, adjoint(Vh)
 
-    def _judged(self, entries, centre, found, k, lam, tau, searched):
+    def judged(self, entries, centre, found, k, lam, tau, searched, *, quiet=False):
+        """Return the result, with what is to be thought of it."""
         ratio = oversampling(self.space, k)
         rank = self._rank(found, k, lam)
         converged = found.status == "converged"
-        message = _message(found, lam, ratio)
+        message = failure(found, lam, ratio, "entries")
         if searched and converged and lam == 0 and not explains(self, found):
             converged, message = False, f"no rank explains the entries; oversampling {ratio:.2f} at rank {k}"
-        if not converged and found.status != "stopped":
+        if not (converged or quiet or found.status == "stopped"):
             warn_not_converged(self.caller, message)
         power = 2 - self.settings.p
         return result_of(
@@ -256,7 +262,8 @@ def largest_rank(space):
     return rank
 
 
-def _message(found, lam, ratio):
+def failure(found, lam, ratio, what):
+    """Return why an iteration ended, in words."""
     if found.status == "converged":
         return "converged"
     if found.status == "stopped":
@@ -265,7 +272,7 @@ def _message(found, lam, ratio):
     if lam == 0 and last.eps > 1e-8 * found.s[0]:
         return (
             f"the smoothing stays at {last.eps / found.s[0]:.1e} of the largest singular value after {len(found.steps)} "
-            f"iterations: too few entries (oversampling {ratio:.2f}), a wrong rank, or noise, for which give noise_std"
+            f"iterations: too few {what} (oversampling {ratio:.2f}), a wrong rank, or noise, for which give noise_std"
         )
     return f"max_iter = {len(found.steps)} reached with relative change {last.change:.1e}; oversampling {ratio:.2f}"
 

@@ -3,7 +3,7 @@
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from rnla._backend import from_host
+from rnla._backend import from_host, real_dtype
 from rnla._irls import conjugated
 
 SETTLED = 1e-3  # relative change at which an iteration is judged
@@ -60,6 +60,7 @@ def noise_of(problem, found, rank):
     xp = array_namespace(samples)
     L = found.U[:, :rank] * from_host(found.s[:rank], xp, samples.dtype, device(samples))
     rest = samples - space.sampled(L, conjugated(found.V[:, :rank]))
-    degrees = rank * (sum(space.shape) - rank)
-    free = space.count - min(degrees, (1 - LEAST_FREE) * space.count)
+    if space.structured:  # samples are scaled by the root of how often they stand in the lifted matrix
+        rest = rest * xp.astype(space.multiplicity**-0.5, real_dtype(xp, rest.dtype))
+    free = space.count - min(space.degrees(rank), (1 - LEAST_FREE) * space.count)
     return float(xp.linalg.vector_norm(rest)) / free**0.5

@@ -91,7 +91,11 @@ class LowRankCorrectedSqrt:
     def matmat(self, X):
         """Multiply a block of columns; ``4 n r`` flops a column beside those of the root of the base."""
         X = self._taken(X)
-        return self._base_times(X, self.inverse) + self._signed() @ (adjoint(self.P) @ X)
+        inner = adjoint(self.P) @ X
+        out = self._base_times(X, self.inverse)
+        if self._one_sign:  # the sign of a definite correction costs nothing
+            return out + self.P @ inner if self.signs[0] > 0 else out - self.P @ inner
+        return out + self.P @ (self._columns_of_signs * inner)
 
     rmatmat = matmat
 
@@ -262,5 +266,10 @@ class LowRankCorrectedSqrt:
     def _base_times(self, X, inverse):
         return self._rooted.inv_sqrt_times(X) if inverse else self._rooted.sqrt_times(X)
 
-    def _signed(self):
-        return self.P * from_host(self.signs, self.base.xp, self.P.dtype, device(self.P))
+    @cached_property
+    def _one_sign(self):
+        return self.rank > 0 and bool((self.signs == self.signs[0]).all())
+
+    @cached_property
+    def _columns_of_signs(self):
+        return from_host(self.signs[:, None], self.base.xp, self.P.dtype, device(self.P))

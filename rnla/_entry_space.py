@@ -29,6 +29,10 @@ class EntrySpace:
         self.density = self.count / (shape[0] * shape[1])
         self._sparse = self._order = None
 
+    def degrees(self, rank):
+        """Return the degrees of freedom of a matrix of some rank."""
+        return rank * (sum(self.shape) - rank)
+
     def sampled(self, L, Rc):
         """Return the sampled entries of ``L @ Rc.T``, for L (m, w) and Rc (n, w)."""
         return kernels.sampled_product(L, Rc, self.rows, self.cols)

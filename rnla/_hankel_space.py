@@ -37,7 +37,7 @@ class HankelSpace:
         self.mult = np.minimum(np.minimum(t, n_steps + 1 - t), min(self.blocks)).astype(float)
         xp = array_namespace(rows)
         of_samples = xp.take(xp.asarray(self.mult, device=device(rows)), times - 1)
-        self.multiplicity = of_samples
+        self.multiplicity = of_samples if self.structured else 1.0
         self._scale = of_samples**-0.5
         order = xp.argsort(cols)
         # For each side: the order of the samples by its nodes, where those of a node end, and the other positions.
@@ -45,6 +45,10 @@ class HankelSpace:
             (None, _ends(xp, rows, n), cols, times),
             (order, _ends(xp, xp.take(cols, order), n), xp.take(rows, order), xp.take(times, order)),
         )
+
+    def degrees(self, rank):
+        """Return the degrees of freedom of an operator of some rank."""
+        return rank * (2 * self.n - rank)
 
     def sampled(self, L, Rc):
         """Return ``P G^* (L @ Rc.T)`` for L and Rc with w columns."""

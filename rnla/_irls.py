@@ -76,9 +76,7 @@ class Found(NamedTuple):
 
 def oversampling(space, rank):
     """Return the number of samples over that of the degrees of freedom of a matrix of this rank."""
-    if hasattr(space, "n_steps"):
-        return space.count / max(2 * space.n * rank - rank * rank, 1)
-    return space.count / max(rank * (sum(space.shape) - rank), 1)
+    return space.count / max(space.degrees(rank), 1)
 
 
 def solve(space, samples, rank, settings, key, caller, *, init=None, monitor=None, until=None):

@@ -136,7 +136,7 @@ def _from_triple(A, shape, caller):
     shape = tuple(int(side) for side in shape)
     values = values if is_array_api_obj(values) else np.asarray(values)
     xp = array_namespace(values)
-    values = _floating(values, caller)
+    values = floating(values, caller)
     where = device(values)
     index = []
     for x, name, side in ((rows, "rows", shape[0]), (cols, "cols", shape[1])):
@@ -176,7 +176,7 @@ def _from_dense(A, mask, caller):
     if A.ndim != 2 or 0 in A.shape:
         raise ValueError(f"{caller}: A must be two-dimensional and not empty; got shape {tuple(A.shape)}.")
     xp = array_namespace(A)
-    A = _floating(A, caller)
+    A = floating(A, caller)
     if mask is None:
         known = ~xp.isnan(A)
     else:
@@ -209,7 +209,7 @@ def _from_dask(A, mask, caller):
     return _from_triple(tuple(xp.concat(parts) for parts in (rows, cols, values)), A.shape, caller)
 
 
-def _floating(values, caller):
+def floating(values, caller, name="A"):
     """Return values in the type in which they are computed."""
     xp, dtype = array_namespace(values), values.dtype
     if xp.isdtype(dtype, ("bool", "integral")):
@@ -220,7 +220,7 @@ def _floating(values, caller):
             return xp.astype(values, xp.float32)
         if bits <= 64:
             return values.astype(dtype.newbyteorder("="), copy=False) if is_numpy_array(values) else values
-    raise TypeError(f"{caller}: A must have a boolean, integer, float or complex dtype that BLAS knows; got {dtype}.")
+    raise TypeError(f"{caller}: {name} must have a boolean, integer, float or complex dtype that BLAS knows; got {dtype}.")
 
 
 def _narrow(index, shape):

@@ -150,8 +150,10 @@ def completed(entries, k, settings, key, caller, monitor, *, noise_std=0.0, reg=
     if plain.count == math.prod(plain.shape) and k is not None and reg is None and noise_std == 0:
         return _complete_already(entries, plain, centre, k, key)
     problem = Problem(plain, scale, settings, key, caller, monitor, init)
-    if k is not None:
+    exact = reg in (None, 0) and noise_std in (0, "auto")
+    if k is not None and exact:
         _warn_of_rank(plain, k, caller)
+    warn_of_sparse_lines(plain, k if k is not None and exact else 1, caller)
     return problem.result(entries, centre, k, noise_std, reg, factor)
 
 
@@ -187,14 +189,14 @@ class Problem:
         power = 2 - self.settings.p
         if reg is not None:
             lam = float(reg) / self.scale**power
-        elif noise_std != "auto" and noise_std > 0:
+        if noise_std != "auto":
             tau = noise_std / self.scale
         start = self._start(k)
-        if searched and (lam or tau):
+        if searched and (reg is not None or tau):
             k = largest_rank(self.space)
         elif searched:
             k, found, tau = searched_rank(self, largest_rank(self.space))
-        elif lam is None and noise_std == "auto":
+        elif reg is None and noise_std == "auto":
             found, tau = estimated_noise(self, k)
         if lam is None:
             rule = factor or (UPPER_BOUND if searched else KNOWN_RANK)
@@ -304,7 +306,6 @@ def _warn_of_rank(plain, k, caller):
             f"{caller}: k = {k} has {degrees} degrees of freedom, more than the {plain.count} entries: a smaller k is "
             "needed.", AccuracyWarning,
         )  # fmt: skip
-    warn_of_sparse_lines(plain, k, caller)
 
 
 def check(entries, k, settings, noise_std, reg, center, caller):

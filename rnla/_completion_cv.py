@@ -19,6 +19,7 @@ class Score(NamedTuple):
     """The error of one choice."""
 
     k: int
+    p: float
     reg_factor: float  # of the noise rule; 0 where exact entries were interpolated
     rmse: float  # at the entries held out, mean over the splits
     deviation: float  # of it over the splits
@@ -35,36 +36,39 @@ class CompletionCVResult:
         Fitted to all entries with the best choice.
     k : int
         Its rank before penalised directions are left out.
+    p : float
+        Its quasi-norm.
     reg_factor : float
         Its factor of the noise rule.
     rmse : float
         Root mean square error at the entries held out.
     scores : tuple of Score
-        ``(k, reg_factor, rmse, deviation, reg)`` of all choices, in the order in which they were tried.
+        ``(k, p, reg_factor, rmse, deviation, reg)`` of all choices, in the order in which they were tried.
 
     Examples
     --------
     >>> problem = rnla.datasets.completion_problem((60, 50), 2, oversampling=6.0, noise=0.01, rng=0)
     >>> found = rnla.complete_cv((problem.rows, problem.cols, problem.values), (1, 2, 4), shape=(60, 50), rng=0)
     >>> found.k >= 2, len(found.scores)
-    (True, 12)
+    (True, 16)
     """
 
     best: CompletionResult
     k: int
+    p: float
     reg_factor: float
     rmse: float
     scores: tuple
 
     def __repr__(self):
         return (
-            f"CompletionCVResult(k={self.k}, reg_factor={self.reg_factor:g}, rmse={self.rmse:.4g} of "
+            f"CompletionCVResult(k={self.k}, p={self.p:g}, reg_factor={self.reg_factor:g}, rmse={self.rmse:.4g} of "
             f"{len(self.scores)} choices)"
         )
 
 
-def complete_cv(A, ks, *, reg_factors=(0.1, 0.3, 1.0, 2.0), holdout=0.1, n_splits=1, mask=None, shape=None, center=None,
-                tol=1e-4, max_iter=100, rng=None, callback=None, progress=False, **options):  # fmt: skip
+def complete_cv(A, ks, *, reg_factors=(0.1, 0.3, 1.0, 2.0), p=(0.0, 1.0), holdout=0.1, n_splits=1, mask=None,
+                shape=None, center=None, tol=1e-4, max_iter=100, rng=None, callback=None, progress=False, **options):  # fmt: skip
     """Complete a matrix with the rank and the regularisation that predict held-out entries best.
 
     Parameters
@@ -76,6 +80,9 @@ def complete_cv(A, ks, *, reg_factors=(0.1, 0.3, 1.0, 2.0), holdout=0.1, n_split
     reg_factors : sequence of float
         Factors of the noise rule to try: lam is such a factor times the square of the spectral norm of noise of the
         estimated size.
+    p : float or sequence of float
+        Quasi-norms to try: 0, for matrices that are close to one of low rank, with each of `ks`; others, of which 1, the
+        nuclear norm, is best for spectra that fall slowly, with the largest of `ks` as a bound.
     holdout : float
         Share of the entries that are held out, in (0, 1).
     n_splits : int
@@ -92,7 +99,7 @@ def complete_cv(A, ks, *, reg_factors=(0.1, 0.3, 1.0, 2.0), holdout=0.1, n_split
     progress : bool
         Show a bar.
     **options
-        Others of `complete`: ``p, cg_tol, cg_max_iter, preconditioner, continuation, max_rank``.
+        Others of `complete`: ``cg_tol, cg_max_iter, preconditioner, continuation, max_rank``.
 
     Returns
     -------
@@ -122,59 +129,80 @@ def complete_cv(A, ks, *, reg_factors=(0.1, 0.3, 1.0, 2.0), holdout=0.1, n_split
     caller = "rnla.complete_cv"
     entries = observed(A, caller, mask=mask, shape=shape)
     ks, factors = _checked(ks, reg_factors, holdout, n_splits, entries, caller)
-    unknown = set(options) - {"p", "cg_tol", "cg_max_iter", "preconditioner", "continuation", "max_rank"}
+    unknown = set(options) - {"cg_tol", "cg_max_iter", "preconditioner", "continuation", "max_rank"}
     if unknown:
         raise TypeError(f"{caller}: unexpected option {sorted(unknown)[0]!r}.")
+    norms = [float(x) for x in (p if np.ndim(p) else (p,))]
     settings = Settings(tol=tol, max_iter=max_iter, **options)
     for k in ks:
-        check(entries, k, settings, 0.0, None, center, caller)
+        for norm in norms:
+            check(entries, k, settings._replace(p=norm), 0.0, None, center, caller)
     key = key_from_rng(rng, caller)
     draw = np.random.default_rng(key)
     monitor = Monitor(callback, progress, caller)
-    choices = {}
+    choices: dict = {}
     try:
         for _ in range(n_splits):
             held = np.zeros(entries.count, bool)
             held[draw.permutation(entries.count)[: max(1, round(holdout * entries.count))]] = True
-            for k in ks:
-                for factor, reg, error in _errors(entries, held, k, factors, settings, center, key, caller):
-                    choices.setdefault((k, factor), []).append((error, reg))
-                    monitor(error)
-                if monitor.stopped:
+            for choice, error, reg, noise in _errors(entries, held, ks, norms, factors, settings, center, key, caller):
+                choices.setdefault(choice, []).append((error, reg, noise))
+                if monitor(error):
                     break
             if monitor.stopped:
                 break
     finally:
         monitor.close()
-    scores = tuple(
-        Score(k, factor, *(float(f([e for e, _ in found])) for f in (np.mean, np.std)),
-              float(np.mean([reg for _, reg in found])))
-        for (k, factor), found in choices.items()
-    )  # fmt: skip
+    scores = tuple(_score(choice, np.array(found)) for choice, found in choices.items())
     best = min(scores, key=lambda score: score.rmse)
-    quiet = Monitor(None, False, caller)
+    # The rule grows with the root of the number of entries, of which now there are more.
+    reg = best.reg * (1 - holdout) ** (best.p / 2 - 1)
+    noise = float(np.mean([noise for _, _, noise in choices[best[:3]]]))
     fitted = completed(
-        entries, best.k, settings, key, caller, quiet, noise_std="auto", factor=best.reg_factor or None, center=center
-    )
-    return CompletionCVResult(fitted, best.k, best.reg_factor, best.rmse, scores)
+        entries, best.k, settings._replace(p=best.p), key, caller, Monitor(None, False, caller), noise_std=noise,
+        reg=reg, center=center,
+    )  # fmt: skip
+    return CompletionCVResult(fitted, best.k, best.p, best.reg_factor, best.rmse, scores)
 
 
-def _errors(entries, held, k, factors, settings, center, key, caller):
-    """Yield factor, lam and the error at the entries held out, for one rank."""
+def _score(choice, found):
+    """Return the `Score` of a choice from error, lam and noise of each split."""
+    return Score(*choice, float(found[:, 0].mean()), float(found[:, 0].std()), float(found[:, 1].mean()))
+
+
+def _errors(entries, held, ks, norms, factors, settings, center, key, caller):
+    """Yield ``(k, p, factor)``, the error at the entries held out, lam and the noise, for every choice."""
     kept, rest = entries.some(~held), entries.some(held)
     centre, plain = centred_entries(kept, center, caller)
     xp = plain.xp
     scale = float(xp.max(xp.abs(plain.values))) or 1.0
-    problem = Problem(plain, scale, settings, key, caller, Monitor(None, False, caller), None)
-    found, tau = estimated_noise(problem, k)
-    for factor in factors if tau else (0.0,):
-        lam = penalty(problem.space, tau, factor, settings.p)
-        if tau:
-            found = problem.run(k, lam=lam)
+
+    def problem_of(norm):
+        quiet = Monitor(None, False, caller)
+        return Problem(plain, scale, settings._replace(p=norm), key, caller, quiet, None)
+
+    def judged(problem, found, k, lam, tau):
         result = problem.judged(kept, centre, found, k, lam, tau, False, quiet=True)
         difference = rest.values - result.entries(rest.rows, rest.cols)
-        rmse = float(xp.linalg.vector_norm(difference)) / rest.count**0.5
-        yield factor, result.reg, rmse
+        return float(xp.linalg.vector_norm(difference)) / rest.count**0.5, result.reg, result.noise_std
+
+    best = np.inf, 0.0
+    base = problem_of(0.0)
+    for k in ks:
+        found, tau = estimated_noise(base, k)
+        for factor in factors if tau else (0.0,):
+            lam = penalty(base.space, tau, factor, 0.0)
+            error, reg, noise = judged(base, base.run(k, lam=lam) if tau else found, k, lam, tau)
+            best = min(best, (error, tau))
+            if 0.0 in norms:
+                yield (k, 0.0, factor), error, reg, noise
+    for norm in norms:
+        if norm == 0 or best[1] == 0:
+            continue
+        problem = problem_of(norm)
+        for factor in factors:
+            lam = penalty(problem.space, best[1], factor, norm)
+            yield (max(ks), norm, factor), *judged(problem, problem.run(max(ks), lam=lam), max(ks), lam, best[1])
 
 
 def _checked(ks, factors, holdout, n_splits, entries, caller):

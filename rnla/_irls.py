@@ -25,6 +25,8 @@ COLD_STEPS, WARM_STEPS = 8, 3  # of the block Krylov iteration
 DENSE_SIDE = 64  # up to this side LAPACK's SVD is the fastest
 LEAST_CG_TOL = 1e-6
 FEW_SAMPLES = 2.5  # oversampling below which the better preconditioner and the continuation pay
+NEAR_FLOOR = 100.0  # smoothing in units of rounding of the largest singular value
+NUCLEAR_FLOOR = 1e-2  # smoothing relative to the tolerance
 NUCLEAR_DECAY = 0.7  # factor of the smoothing for the nuclear norm, whose iteration converges linearly
 
 
@@ -266,8 +268,9 @@ class _Run:
         settings, side = self.settings, min(self.space.shape)
         floor = 2 * self.unit * s[0]
         if settings.p == 1:
+            # The convex problem is solved to about the smoothing: less than the tolerance asks for gains nothing.
             first = s[0] / side if np.isinf(eps) else NUCLEAR_DECAY * eps
-            return max(first, floor)
+            return max(min(first, eps), floor, NUCLEAR_FLOOR * settings.tol * s[0])
         self._advance(s, change, n_iter)
         value = s[self.goal] if self.goal < len(s) else 0.0
         factor = 1.0 if settings.p == 0 else side ** (-settings.p / (2 - settings.p))
@@ -291,7 +294,9 @@ class _Run:
             return "converged"
         if self.goal < self.rank or change >= settings.tol:
             return ""
-        if settings.lam > 0 or eps <= settings.tol**0.5 * s[min(self.rank, len(s)) - 1]:
+        # A rank that is too large has a last singular value of rounding; then the smoothing can only be near its floor.
+        small = max(settings.tol**0.5 * s[min(self.rank, len(s)) - 1], NEAR_FLOOR * self.unit * s[0])
+        if settings.lam > 0 or eps <= small:
             return "converged"
         return ""
 

@@ -8,6 +8,7 @@ import scipy.sparse
 from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array
 
 from rnla._backend import from_host, to_host
+from rnla._errors import AccuracyWarning
 from rnla._rangefinder import warn
 
 ACCEPTED = (
@@ -116,15 +117,12 @@ def observed(A, caller, *, mask=None, shape=None):
     return found
 
 
-def warn_of_sparse_lines(entries, k, caller):
-    """Warn once if rows or columns have fewer entries than the rank: these cannot be determined."""
-    short = [int(np.sum(counts < k)) for counts in entries.counts()]
+def warn_of_sparse_lines(entries, least, caller):
+    """Warn once if rows or columns have fewer entries than a rank, or none: these cannot be determined."""
+    short, empty = ([int(np.sum(counts < count)) for counts in entries.counts()] for count in (least, 1))
     if any(short):
-        empty = [int(np.sum(counts == 0)) for counts in entries.counts()]
-        from rnla._errors import AccuracyWarning
-
         warn(
-            f"{caller}: {short[0]} rows and {short[1]} columns have fewer than k = {k} observed entries ({empty[0]} and "
+            f"{caller}: {short[0]} rows and {short[1]} columns have fewer than {least} observed entries ({empty[0]} and "
             f"{empty[1]} have none): their values are not determined.", AccuracyWarning,
         )  # fmt: skip
 

@@ -175,7 +175,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         settings = Settings(tol=self.tol, max_iter=self.max_iter)
         with warnings.catch_warnings():
             # Columns and rows with few values are no mistake in a table: those without any are reported below.
-            warnings.filterwarnings("ignore", message=".*fewer than k.*")
+            warnings.filterwarnings("ignore", message=".*observed entries.*not determined")
             if np.ndim(self.k):
                 triple = entries.rows, entries.cols, entries.values
                 ranks = sorted({min(int(k), side) for k in self.k})

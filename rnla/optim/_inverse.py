@@ -1,0 +1,444 @@
+"""A Kronecker factor as low rank plus scaled identity, and its damped inverse."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_array_api_obj
+
+from rnla._backend import eps_of, key_from_rng
+from rnla._psd_block import block_range, default_shift, nystrom_pairs, ritz_pairs, singular_pairs
+from rnla._rangefinder import check_choice, check_count
+from rnla._sketch import test_matrix
+from rnla.optim._checks import check_damping, check_square, real_arrays, scalar_like
+from rnla.optim._symmetric import eigenpairs, floor_of, largest_eigenpair, spd_inverse, symmetrised
+
+METHODS = ("auto", "exact", "eigh", "cholesky", "rsvd", "sre", "nystrom")
+TAILS = ("zero", "min", "trace")
+PRODUCTS = {"rsvd": 9, "sre": 4, "nystrom": 2}
+RANK, SMALL = 220, 128  # default rank; dimension up to which nothing is faster than an exact inverse
+RIDGE = 10.0  # of this many rounding units of the mean eigenvalue for a second attempt
+
+
+class DampedInverse(NamedTuple):
+    """``(M + delta I)^-1`` in the form in which it is applied at every step.
+
+    Attributes
+    ----------
+    base : array, shape () or (d,)
+        Multiple of the identity, or the diagonal; 0-d zero where `matrix` is the inverse.
+    U : array, shape (d, r), or None
+        Orthonormal columns.
+    weights : array, shape (r,), or None
+        The inverse is ``base I + U diag(weights) U^T``.
+    matrix : array, shape (d, d), or None
+        The inverse as a dense matrix.
+    delta : array, shape ()
+        Damping, after it was raised to the rounding of the largest eigenvalue.
+
+    Examples
+    --------
+    >>> inverse = rnla.optim.factor_inverse(np.diag([3.0, 1.0]), method="eigh").damp(1.0)
+    >>> inverse.apply(np.eye(2)).round(6).tolist()
+    [[0.25, 0.0], [0.0, 0.5]]
+    """
+
+    base: Any
+    U: Any
+    weights: Any
+    matrix: Any
+    delta: Any
+
+    def apply(self, X, side="left"):
+        """Return ``(M + delta I)^-1 X``, or with ``side="right"`` ``X (M + delta I)^-1``."""
+        if side == "right":
+            if self.matrix is not None:
+                return X @ self.matrix
+            scaled = X * self.base
+            return scaled if self.U is None else scaled + ((X @ self.U) * self.weights) @ self.U.T
+        if self.matrix is not None:
+            return self.matrix @ X
+        scaled = X * (self.base[:, None] if self.base.ndim else self.base)
+        return scaled if self.U is None else scaled + self.U @ (self.weights[:, None] * (self.U.T @ X))
+
+
+class FactorInverse(NamedTuple):
+    """``U diag(lam) U^T + tail (I - U U^T)``: what is known of a symmetric positive semidefinite matrix M.
+
+    Attributes
+    ----------
+    U : array, shape (d, r), or None
+        Orthonormal columns; for ``kind="dense"`` the leading eigenvector alone.
+    lam : array, shape (r,)
+        Non-negative and falling.
+    tail : array, shape ()
+        Value for all other directions; without any (r = d) it is ``lam[0]``, with which `solve` cancels nothing.
+    dim : int
+        Dimension d.
+    kind : {"lowrank", "eigen", "dense", "diagonal", "identity"}
+        ``eigen``: r = d. ``dense``: M itself is kept, in `matrix`. ``diagonal``: `lam` is the diagonal of M, in its own
+        order. ``identity``: M is zero, or nothing is known of it; every solve returns its argument.
+    tail_rule : {"zero", "min", "trace"}
+        How `tail` was chosen; `brand_update` goes on with it.
+    matrix : array, shape (d, d), or None
+        M, for ``kind="dense"``.
+    outcome : {"ok", "retried", "kept", "identity"}
+        Whether it took a second attempt with a ridge, the matrix of the time before was kept, or nothing is known.
+
+    Examples
+    --------
+    >>> M = np.diag([5.0, 2.0, 2.0, 2.0])
+    >>> inv = rnla.optim.factor_inverse(M, method="sre", rank=1, rng=0)
+    >>> np.allclose(inv.solve(np.ones((4, 1)), 1.0)[:, 0], [1 / 6, 1 / 3, 1 / 3, 1 / 3])
+    True
+    """
+
+    U: Any
+    lam: Any
+    tail: Any
+    dim: int
+    kind: str = "lowrank"
+    tail_rule: str = "trace"
+    matrix: Any = None
+    outcome: str = "ok"
+
+    @property
+    def rank(self):
+        """Number of eigenpairs kept."""
+        return self.lam.shape[0]
+
+    @property
+    def lmax(self):
+        """Largest eigenvalue, 0-d."""
+        xp = array_namespace(self.lam)
+        if self.kind in ("diagonal", "dense"):
+            return xp.max(self.lam)
+        return xp.maximum(self.lam[0], self.tail) if self.rank else self.tail
+
+    @property
+    def trace(self):
+        """Trace, 0-d."""
+        xp = array_namespace(self.lam)
+        if self.kind == "dense":
+            return xp.linalg.trace(self.matrix)
+        total = xp.sum(self.lam)
+        return total if self.kind == "diagonal" else total + self.tail * (self.dim - self.rank)
+
+    @property
+    def square_norm(self):
+        """Squared Frobenius norm, 0-d."""
+        xp = array_namespace(self.lam)
+        if self.kind == "dense":
+            return xp.sum(self.matrix**2)
+        total = xp.sum(self.lam**2)
+        return total if self.kind == "diagonal" else total + self.tail**2 * (self.dim - self.rank)
+
+    def damp(self, delta):
+        """Return the `DampedInverse` for a damping: dense where that is applied faster, at the cost of forming it once.
+
+        Falls back on an eigendecomposition where the Cholesky factorisation of a dense M fails.
+        """
+        check_damping(delta, "delta", "rnla.optim.FactorInverse.damp")
+        if self.kind == "dense":
+            return self._damped_dense(self._floored(delta))
+        factored = self._damped(delta)
+        if self.kind in ("lowrank", "eigen") and 2 * self.rank > self.dim:
+            X = (self.U * factored.weights) @ self.U.T
+            return factored._replace(matrix=X + factored.base * _eye(X), U=None, weights=None)
+        return factored
+
+    def solve(self, X, delta, side="left"):
+        """Return ``(M + delta I)^-1 X``, or with ``side="right"`` ``X (M + delta I)^-1``; ``4 d r`` flops a column."""
+        check_damping(delta, "delta", "rnla.optim.FactorInverse.solve")
+        check_choice(side, "side", ("left", "right"), "rnla.optim.FactorInverse.solve")
+        if self.kind == "dense":
+            return self._damped_dense(self._floored(delta)).apply(X, side)
+        return self._damped(delta).apply(X, side)
+
+    def matmul(self, X):
+        """Return ``M X``."""
+        if self.kind == "dense":
+            return self.matrix @ X
+        if self.kind == "diagonal":
+            return self.lam[:, None] * X
+        scaled = self.tail * X
+        return scaled if self.U is None else scaled + self.U @ ((self.lam - self.tail)[:, None] * (self.U.T @ X))
+
+    def dense(self, delta=0.0):
+        """Return ``M + delta I`` as a dense array."""
+        identity = _eye(self)
+        return self.matmul(identity) + delta * identity
+
+    def logdet(self, delta=0.0):
+        """Return ``log det(M + delta I)``, 0-d; minus infinity where it is singular."""
+        xp = array_namespace(self.lam)
+        if self.kind == "dense":
+            return xp.sum(xp.log(xp.linalg.eigvalsh(self.dense(delta))))
+        with np.errstate(divide="ignore"):
+            total = xp.sum(xp.log(self.lam + delta))
+            missing = 0 if self.kind == "diagonal" else self.dim - self.rank
+            return total + missing * xp.log(self.tail + delta) if missing else total
+
+    def _floored(self, delta):
+        xp = array_namespace(self.lam)
+        return xp.maximum(scalar_like(delta, self.lam), floor_of(self.lmax, self.lam))
+
+    def _damped(self, delta):
+        xp = array_namespace(self.lam)
+        if self.kind == "identity":
+            return DampedInverse(xp.ones_like(self.tail), None, None, None, scalar_like(delta, self.lam))
+        delta = self._floored(delta)
+        if self.kind == "diagonal":
+            return DampedInverse(1 / (self.lam + delta), None, None, None, delta)
+        base = 1 / (self.tail + delta)
+        # One fraction: a difference of reciprocals would cancel.
+        return DampedInverse(base, self.U, (self.tail - self.lam) / (self.lam + delta) * base, None, delta)
+
+    def _damped_dense(self, delta):
+        xp = array_namespace(self.matrix)
+        try:
+            inverse = spd_inverse(self.matrix + delta * _eye(self.matrix))
+        except (np.linalg.LinAlgError, RuntimeError):
+            w, V = eigenpairs(self.matrix)
+            inverse = (V / (xp.clip(w, min=0.0) + delta)) @ V.T
+        return DampedInverse(xp.zeros_like(delta), None, None, inverse, delta)
+
+
+def factor_inverse(M, *, method="auto", rank=None, oversampling=10, products=None, tail="trace", rng=None, warm=None,
+                   fallback=None, strict=False):  # fmt: skip
+    """Represent a positive semidefinite factor so that it is inverted cheaply at every step, for every damping.
+
+    Parameters
+    ----------
+    M : array, shape (d, d) or (d,), or an object with ``M @ X``, ``shape`` and ``trace``
+        Symmetric; a vector is the diagonal of a diagonal matrix.
+    method : {"auto", "exact", "eigh", "cholesky", "rsvd", "sre", "nystrom"}
+        ``eigh``: all eigenpairs. ``cholesky``, ``exact``: M is kept and inverted once for each damping. From products with
+        a random block: ``rsvd``, singular values and right singular vectors of the projected M; ``sre``, Ritz pairs;
+        ``nystrom``, the most accurate of the three. ``auto``: ``exact`` up to dimension 128 or where a block would have
+        half of all columns, else ``nystrom``.
+    rank : int, optional
+        Eigenpairs kept, 220 by default, at most d.
+    oversampling : int
+        Further columns of the block.
+    products : int, optional
+        Products that build the range, one more is made; 9 for ``rsvd``, 4 for ``sre``, 2 for ``nystrom``, or 1 from a
+        warm start.
+    tail : {"trace", "zero", "min"}
+        What the other directions get: the mean of the eigenvalues left out, which keeps the trace; nothing; the least
+        eigenvalue kept.
+    rng : None, int or numpy.random.Generator
+        Source of the block.
+    warm : FactorInverse, optional
+        Of a matrix near M: its vectors start the block, beside `oversampling` or more random columns.
+    fallback : FactorInverse, optional
+        Returned where M is not finite or cannot be decomposed; `warm` by default, else the identity.
+    strict : bool
+        Raise instead.
+
+    Returns
+    -------
+    FactorInverse
+        Arrays of the library, device and dtype of M. A zero M gives the identity.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not one of the above or, with `strict`, M has a NaN or an infinity.
+    TypeError
+        If M is of an unsupported kind.
+    numpy.linalg.LinAlgError
+        With `strict`, if the decomposition fails, also of ``M + 10 eps tr(M) / d I`` in double precision.
+
+    Notes
+    -----
+    ``2 d**2 b (products + 1)`` flops for b = rank + oversampling columns, ``O(d b**2)`` for their orthogonalisation.
+
+    References
+    ----------
+    .. [1] Puiu, arXiv 2206.15397 (``rsvd`` and ``sre``).
+    .. [2] Tropp, Yurtsever, Udell, Cevher, NeurIPS 2017, Algorithm 3 (``nystrom``).
+
+    Examples
+    --------
+    >>> M = np.diag(1.0 / np.arange(1, 301) ** 2)
+    >>> inv = rnla.optim.factor_inverse(M, rank=20, rng=0)
+    >>> inv.kind, inv.rank, bool(np.isclose(inv.trace, np.trace(M)))
+    ('lowrank', 20, True)
+    >>> V = np.ones((300, 1))
+    >>> exact = V[:, 0] / (np.diag(M) + 0.01)
+    >>> bool(np.linalg.norm(inv.solve(V, 0.01)[:, 0] - exact) < 0.05 * np.linalg.norm(exact))
+    True
+    """
+    caller = "rnla.optim.factor_inverse"
+    check_choice(method, "method", METHODS, caller)
+    check_choice(tail, "tail", TAILS, caller)
+    if rank is not None:
+        check_count(rank, "rank", caller)
+    check_count(oversampling, "oversampling", caller, least=0)
+    if products is not None:
+        check_count(products, "products", caller)
+    operator = _checked(M, caller)
+    d = M.shape[0]
+    rank = min(RANK if rank is None else rank, d)
+    if method == "auto":
+        exact = not operator and (d <= SMALL or 2 * (rank + oversampling) >= d)
+        method = "exact" if exact else "nystrom"
+    if operator and method not in PRODUCTS:
+        raise ValueError(f"{caller}: method must be one of {', '.join(map(repr, PRODUCTS))} for an M that is no array.")
+    if isinstance(warm, FactorInverse) and (warm.kind in ("diagonal", "identity") or warm.dim != d):
+        fallback, warm = (fallback or warm) if warm.dim == d else fallback, None
+    key = key_from_rng(rng, caller) if method in PRODUCTS else 0
+
+    def attempt(M, trace):
+        if len(M.shape) == 1:
+            return _finished(None, M, None, trace, "diagonal", tail)
+        if method in ("exact", "cholesky"):
+            start = None if warm is None or warm.U is None else warm.U[:, 0]
+            value, U = largest_eigenpair(M, start=start)
+            return FactorInverse(U, value[None], value * 0, d, "dense", tail, M)
+        if method == "eigh":
+            lam, U = eigenpairs(symmetrised(M))
+            return _finished(U, lam, d, trace, "eigen", tail)
+        U, lam = _from_products(M, method, rank, oversampling, products, key, warm, trace)
+        return _finished(U, lam, rank, trace, "eigen" if rank == d else "lowrank", tail)
+
+    return _attempts(M, attempt, warm if fallback is None else fallback, operator, strict, caller)
+
+
+def _checked(M, caller):
+    """Say whether M is an object that only multiplies."""
+    if is_array_api_obj(M):
+        real_arrays(caller, M=M)
+        check_square(M, "M", caller)
+        return False
+    if not all(hasattr(M, name) for name in ("__matmul__", "shape", "trace")) or hasattr(M, "dask"):
+        real_arrays(caller, M=M)  # a TypeError that names what is accepted
+    shape = tuple(M.shape)
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"{caller}: M must be square; got shape {shape}.")
+    return True
+
+
+def _attempts(M, attempt, fallback, operator, strict, caller):
+    """Run `attempt` on M, then on M in double precision with a ridge; then fall back."""
+    d = M.shape[0]
+    trace = float(M.trace() if callable(M.trace) else M.trace) if operator else _finite_trace(M)
+    if math.isfinite(trace) and trace <= 0 and not (not operator and _any_nonzero(M)):
+        return _identity(M, fallback, "ok")
+    if math.isfinite(trace):
+        for outcome in ("ok", "retried"):
+            try:
+                found = attempt(M, trace) if outcome == "ok" else _ridged(M, attempt, trace, d)
+                if math.isfinite(float(array_namespace(found.lam).sum(found.lam))):
+                    return found._replace(outcome=outcome)
+            except (np.linalg.LinAlgError, RuntimeError):
+                if strict and (outcome == "retried" or operator):
+                    raise
+            if operator:
+                break
+    if strict:
+        raise ValueError(f"{caller}: M must be finite; got NaN or infinity.")
+    if fallback is not None:
+        return fallback._replace(outcome="kept")
+    return _identity(M, fallback, "identity")
+
+
+def _ridged(M, attempt, trace, d):
+    """Return the result for M with a ridge in double precision, in the dtype of M."""
+    xp = array_namespace(M)
+    wide = xp.astype(M, xp.float64)
+    ridge = RIDGE * eps_of(xp, M.dtype) * abs(trace) / d
+    found = attempt(wide + ridge * (_eye(wide) if M.ndim == 2 else 1.0), trace + ridge * d)
+
+    def narrow(X):
+        return None if X is None else xp.astype(X, M.dtype)
+
+    return found._replace(
+        U=narrow(found.U), lam=narrow(found.lam), tail=narrow(found.tail), matrix=narrow(found.matrix)
+    )
+
+
+def _from_products(M, method, rank, oversampling, products, key, warm, trace):
+    """Return eigenvectors and eigenvalues from products with a block of columns."""
+    d = M.shape[0]
+    known = None if warm is None or warm.U is None or warm.kind == "dense" else warm.U
+    xp, like = _library(M, known)
+    width = min(rank + oversampling, d)
+    if known is None:
+        X = test_matrix("gaussian", key, d, width, xp=xp, dtype=like.dtype, device=device(like))
+    else:
+        known = known[:, : max(width - oversampling, 0)]
+        fresh = test_matrix("gaussian", key, d, width - known.shape[1], xp=xp, dtype=like.dtype, device=device(like))
+        X = xp.concat([known, fresh / d**0.5], axis=1)
+    if products is None:
+        products = 1 if method == "nystrom" and known is not None else PRODUCTS[method]
+    Q, Y = block_range(lambda X: M @ X, X, products)
+    if method == "sre":
+        lam, U = ritz_pairs(Q, Y)
+    elif method == "rsvd":
+        lam, U = singular_pairs(Q, Y)
+    else:
+        lam, U = nystrom_pairs(Q, Y, default_shift(trace, d, Y.dtype, xp))
+    # A copy: a view would keep the further columns in memory.
+    return xp.asarray(U[:, :rank], copy=True), lam[:rank]
+
+
+def _library(M, known):
+    """Return the namespace of the products of M, and an array of their dtype and device."""
+    if known is None and is_array_api_obj(M):
+        known = M
+    if known is None:
+        known = np.zeros(1, getattr(M, "dtype", np.float64))
+    return array_namespace(known), known
+
+
+def _finished(U, lam, rank, trace, kind, rule):
+    """Clip the eigenvalues and choose the tail."""
+    xp = array_namespace(lam)
+    lam = xp.clip(lam, min=0.0)
+    if kind == "diagonal":
+        return FactorInverse(None, lam, xp.zeros_like(lam[0]), lam.shape[0], kind, rule)
+    d = U.shape[0]
+    return FactorInverse(U, lam, tail_of(lam, trace, d, rule), d, kind, rule)
+
+
+def tail_of(lam, trace, d, rule):
+    """Return the value for the directions left out, 0-d; `trace` is that of the whole matrix, 0-d or a number."""
+    xp, rank = array_namespace(lam), lam.shape[0]
+    if rank == d:
+        return lam[0]
+    if rule == "trace":
+        # In double precision: the rest of the trace is a difference.
+        wide = xp.astype(lam, xp.float64)
+        rest = xp.clip((scalar_like(trace, wide) - xp.sum(wide)) / (d - rank), min=0.0)
+        return xp.astype(rest, lam.dtype)
+    return lam[-1] if rule == "min" and rank else xp.zeros((), dtype=lam.dtype, device=device(lam))
+
+
+def _identity(M, known, outcome):
+    xp, like = _library(M, None if known is None else known.lam)
+    lam = xp.zeros((0,), dtype=like.dtype, device=device(like))
+    tail = xp.zeros((), dtype=like.dtype, device=device(like))
+    return FactorInverse(None, lam, tail, M.shape[0], "identity", outcome=outcome)
+
+
+def _finite_trace(M):
+    """Return the trace, or NaN where M has a NaN or an infinity; one transfer to the host."""
+    xp = array_namespace(M)
+    diagonal = xp.linalg.diagonal(M) if M.ndim == 2 else M
+    trace = xp.sum(xp.astype(diagonal, xp.float64))
+    finite = xp.isfinite(xp.sum(M))
+    return float(xp.where(finite, trace, xp.nan * trace))
+
+
+def _any_nonzero(M):
+    xp = array_namespace(M)
+    return bool(xp.any(M != 0))
+
+
+def _eye(M):
+    """Return the identity of the size, library, dtype and device of M."""
+    X = M.lam if isinstance(M, FactorInverse) else M
+    d = M.dim if isinstance(M, FactorInverse) else M.shape[0]
+    return array_namespace(X).eye(d, dtype=X.dtype, device=device(X))

@@ -24,6 +24,7 @@ ACTIVE = 1 + 1e-10  # times the smoothing: singular values above it are active
 COLD_STEPS, WARM_STEPS = 8, 3  # of the block Krylov iteration
 DENSE_SIDE = 64  # up to this side LAPACK's SVD is the fastest
 LEAST_CG_TOL = 1e-6
+VANISHED = 1e-30  # singular value
 FEW_SAMPLES = 2.5  # oversampling below which the better preconditioner and the continuation pay
 NEAR_FLOOR = 100.0  # smoothing in units of rounding of the largest singular value
 NUCLEAR_FLOOR = 1e-2  # smoothing relative to the tolerance
@@ -123,8 +124,9 @@ class _Run:
         self.rank = rank
         self.max_rank = min(side, settings.max_rank or max(2 * rank, rank + 10))
         few = oversampling(space, rank) < FEW_SAMPLES + 0.5 * space.structured
-        self.continued = few if settings.continuation == "auto" else settings.continuation
-        self.continued = self.continued and settings.p < 1
+        # With a penalty, of data that are only close to low rank, following rank 1 first leaves less of the others.
+        automatic = few and settings.lam == 0
+        self.continued = (automatic if settings.continuation == "auto" else settings.continuation) and settings.p < 1
         self.goal = 1 if self.continued else rank
         kind = settings.preconditioner
         if kind == "auto":
@@ -147,6 +149,9 @@ class _Run:
                 active = 1 if s[0] > 0 else 0
                 eps = min(eps, 0.5 * s[0]) if active else eps
             if not active:
+                status = "converged"
+                break
+            if s[0] < VANISHED:  # of samples of modulus one: a penalty has left nothing
                 status = "converged"
                 break
             before = point

@@ -1,4 +1,4 @@
-"""Eigenpairs of a positive semidefinite matrix from a given block and a fixed number of products: no test, no stopping."""
+"""Eigenpairs of a positive semidefinite matrix from a given block and a fixed number of products, without tests."""
 
 import numpy as np
 from array_api_compat import array_namespace, device

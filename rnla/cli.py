@@ -1,4 +1,4 @@
-"""The command line: ``rnla svd``, ``rnla robust-pca``, ``rnla info`` and ``rnla demo``.
+"""The command line: ``rnla svd``, ``rnla robust-pca``, ``rnla complete``, ``rnla info`` and ``rnla demo``.
 
 Exit codes: 0 done; 1 failed, or not converged; 2 the command line is wrong.
 """
@@ -29,6 +29,7 @@ from rnla._command_line import (
     seed,
     size,
 )
+from rnla._complete_command import add_complete
 from rnla._robust_pca_command import add_robust_pca
 
 METHODS = ("auto", "dense", "qr", "rsi", "krylov", "gram", "rowstream", "gnystrom")
@@ -110,6 +111,7 @@ def _parser():
     svd.set_defaults(run=_svd, parser=svd)
 
     add_robust_pca(commands)
+    add_complete(commands)
 
     info = commands.add_parser("info", help="versions, threads and devices")
     info.add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import linalg
 
 from rnla import kernels
-from rnla.kernels import _fwht, _philox, _scatter
+from rnla.kernels import _fwht, _hankel, _philox, _sampled_product, _scatter
 
 cudasim = pytest.mark.skipif(
     os.environ.get("NUMBA_ENABLE_CUDASIM") != "1", reason="runs in the CUDA simulator: set NUMBA_ENABLE_CUDASIM=1"
@@ -238,6 +238,72 @@ def test_fwht_twice_is_n_times_the_identity():
     assert abs(Y - X).max() <= 22 * np.finfo(float).eps * np.linalg.norm(X, axis=0).max()
 
 
+# Sampled products --------------------------------------------------------------------------------------------------
+
+
+def sampled_problem(dtype, seed=0, n=30, count=200):
+    rng = np.random.default_rng(seed)
+    L, R = normal((n, 3, 4), dtype, seed), normal((n, 2, 4), dtype, seed + 1)
+    rows, cols, times = np.sort(rng.integers(0, n, count)), rng.integers(0, n, count), rng.integers(1, 5, count)
+    return L, R, *(x.astype(np.int32) for x in (rows, cols, times)), normal((count,), dtype, seed + 2)
+
+
+def hankel_expected(L, R, rows, cols, times):
+    """Return the samples, and the block Hankel matrix of some values, by loops."""
+    out = np.zeros(len(rows), L.dtype)
+    for e, (i, j, t) in enumerate(zip(rows, cols, times, strict=True)):
+        for a in range(L.shape[1]):
+            if 0 <= t - 1 - a < R.shape[1]:
+                out[e] += L[i, a] @ R[j, t - 1 - a]
+    return out
+
+
+def scattered_expected(values, X, rows, cols, times, n, blocks):
+    out = np.zeros((n, blocks, X.shape[2]), X.dtype)
+    for e, (i, j, t) in enumerate(zip(rows, cols, times, strict=True)):
+        for a in range(blocks):
+            if 0 <= t - 1 - a < X.shape[1]:
+                out[i, a] += values[e] * X[j, t - 1 - a]
+    return out
+
+
+@all_dtypes
+@pytest.mark.parametrize("compiled", [True, False])
+def test_sampled_products(dtype, compiled, monkeypatch):
+    monkeypatch.setattr(_sampled_product, "_COMPILE_FROM", 0 if compiled else 1 << 60)
+    L, R, rows, cols, _, _ = sampled_problem(dtype)
+    L, R = L[:, 0], R[:, 0]
+    expected = np.array([L[i] @ R[j] for i, j in zip(rows, cols, strict=True)])
+    bound = 16 * np.finfo(dtype).eps * abs(L).max() * abs(R).max()
+    for found in (kernels.sampled_product(L, R, rows, cols), _sampled_product.reference(L, R, rows, cols)):
+        assert found.dtype == expected.dtype
+        assert abs(found - expected).max() <= bound
+    assert kernels.sampled_product(L, R, rows[:0], cols[:0]).shape == (0,)
+
+
+@all_dtypes
+def test_hankel_products(dtype):
+    L, R, rows, cols, times, values = sampled_problem(dtype)
+    ends = np.searchsorted(rows, np.arange(len(L) + 1))
+    bound = 100 * np.finfo(dtype).eps * abs(L).max() * abs(R).max()
+    expected = hankel_expected(L, R, rows, cols, times)
+    for f in (kernels.hankel_sampled_product, _hankel.sampled_product_reference):
+        assert abs(f(L, R, rows, cols, times) - expected).max() <= bound
+    expected = scattered_expected(values, R, rows, cols, times, len(L), 3)
+    for f in (kernels.hankel_scatter, _hankel.scatter_reference):
+        assert abs(f(values, R, ends, cols, times, 3) - expected).max() <= bound * abs(values).max()
+
+
+@pytest.mark.parametrize("place", ["numpy", "strict", "torch"], indirect=True)
+def test_row_sums(place):
+    xp, device = place
+    rng = np.random.default_rng(0)
+    X, rows = rng.standard_normal((50, 3)), np.sort(rng.integers(0, 20, 50))
+    expected = np.array([X[rows == i].sum(axis=0) for i in range(20)])
+    found = kernels.row_sums(xp.asarray(X, device=device), xp.asarray(rows, device=device), 20)
+    np.testing.assert_allclose(np.asarray(found), expected, atol=1e-13)
+
+
 # GPU variants ------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +336,23 @@ def test_cudasim_fwht(dtype):
 
     X = normal((8, 3), dtype, 0)
     assert np.array_equal(_fwht_cuda.launch(X.copy(), threads=4), _fwht.reference(X))
+
+
+@cudasim
+@all_dtypes
+def test_cudasim_sampled_products(dtype):
+    from rnla.kernels import _hankel_cuda, _sampled_product_cuda
+
+    L, R, rows, cols, times, values = sampled_problem(dtype, n=4, count=7)
+    bound = 100 * np.finfo(dtype).eps * abs(L).max() * abs(R).max()
+    left, right = (np.ascontiguousarray(X[:, 0]) for X in (L, R))
+    out = _sampled_product_cuda.launch(left, right, rows, cols, np.empty(7, dtype), threads=4)
+    assert abs(out - _sampled_product.reference(left, right, rows, cols)).max() <= bound
+    out = _hankel_cuda.sampled_product(L, R, rows, cols, times, np.empty(7, dtype), threads=4)
+    assert abs(out - hankel_expected(L, R, rows, cols, times)).max() <= bound
+    ends = np.searchsorted(rows, np.arange(5))
+    out = _hankel_cuda.scatter(values, R, ends, cols, times, np.empty((4, 3, 4), dtype), threads=4)
+    assert abs(out - scattered_expected(values, R, rows, cols, times, 4, 3)).max() <= bound * abs(values).max()
 
 
 @pytest.mark.gpu

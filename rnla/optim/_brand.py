@@ -11,7 +11,8 @@ from rnla._tall import like, times
 from rnla.optim._checks import check_rho, check_square, real_arrays, scalar_like
 from rnla.optim._inverse import FactorInverse, tail_of
 
-DEPENDENT = {True: 1e-5, False: 1e-12}  # share of ||X|| below which a new direction is rounding; single precision or not
+# Share of ||X|| up to which a new direction is rounding, in single precision and in double.
+DEPENDENT = {True: 1e-5, False: 1e-12}
 
 
 def brand_update(inv, X, rho, *, rank):
@@ -56,7 +57,7 @@ def brand_update(inv, X, rho, *, rank):
     --------
     >>> X = np.eye(5)[:, :2]
     >>> inv = rnla.optim.brand_update(None, X, 0.0, rank=3)
-    >>> rnla.optim.brand_update(inv, 2 * X, 0.5, rank=3).lam.tolist()
+    >>> rnla.optim.brand_update(inv, 2 * X, 0.5, rank=3).lam.round(6).tolist()
     [2.5, 2.5]
     """
     caller = "rnla.optim.brand_update"

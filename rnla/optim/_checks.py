@@ -12,8 +12,8 @@ def real_arrays(caller, **arrays):
     for name, X in arrays.items():
         if is_dask_array(X) or not is_array_api_obj(X) or isinstance(X, (np.matrix, np.ma.MaskedArray)):
             raise TypeError(
-                f"{caller}: {name} must be an array of NumPy, CuPy, torch or another library of the array-API standard; "
-                f"got {type(X).__module__}.{type(X).__name__}."
+                f"{caller}: {name} must be an array of NumPy, CuPy, torch or another library of the array-API "
+                f"standard; got {type(X).__module__}.{type(X).__name__}."
             )
     xp = array_namespace(*arrays.values())
     for name, X in arrays.items():

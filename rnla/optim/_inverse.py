@@ -11,7 +11,7 @@ from rnla._psd_block import block_range, default_shift, nystrom_pairs, ritz_pair
 from rnla._rangefinder import check_choice, check_count
 from rnla._sketch import test_matrix
 from rnla.optim._checks import check_damping, check_square, real_arrays, scalar_like
-from rnla.optim._symmetric import eigenpairs, floor_of, largest_eigenpair, spd_inverse, symmetrised
+from rnla.optim._symmetric import eigenpairs, floor_of, largest_eigenpair, ridged, spd_inverse, symmetrised
 
 METHODS = ("auto", "exact", "eigh", "cholesky", "rsvd", "sre", "nystrom")
 TAILS = ("zero", "min", "trace")
@@ -144,7 +144,7 @@ class FactorInverse(NamedTuple):
         factored = self._damped(delta)
         if self.kind in ("lowrank", "eigen") and 2 * self.rank > self.dim:
             X = (self.U * factored.weights) @ self.U.T
-            return factored._replace(matrix=X + factored.base * _eye(X), U=None, weights=None)
+            return factored._replace(matrix=ridged(X, factored.base), U=None, weights=None)
         return factored
 
     def solve(self, X, delta, side="left"):
@@ -166,7 +166,7 @@ class FactorInverse(NamedTuple):
 
     def dense(self, delta=0.0):
         """Return ``M + delta I`` as a dense array."""
-        identity = _eye(self)
+        identity = array_namespace(self.lam).eye(self.dim, dtype=self.lam.dtype, device=device(self.lam))
         return self.matmul(identity) + delta * identity
 
     def logdet(self, delta=0.0):
@@ -197,7 +197,7 @@ class FactorInverse(NamedTuple):
     def _damped_dense(self, delta):
         xp = array_namespace(self.matrix)
         try:
-            inverse = spd_inverse(self.matrix + delta * _eye(self.matrix))
+            inverse = spd_inverse(ridged(self.matrix, delta))
         except (np.linalg.LinAlgError, RuntimeError):
             w, V = eigenpairs(self.matrix)
             inverse = (V / (xp.clip(w, min=0.0) + delta)) @ V.T
@@ -213,9 +213,9 @@ def factor_inverse(M, *, method="auto", rank=None, oversampling=10, products=Non
     M : array, shape (d, d) or (d,), or an object with ``M @ X``, ``shape`` and ``trace``
         Symmetric; a vector is the diagonal of a diagonal matrix.
     method : {"auto", "exact", "eigh", "cholesky", "rsvd", "sre", "nystrom"}
-        ``eigh``: all eigenpairs. ``cholesky``, ``exact``: M is kept and inverted once for each damping. From products with
-        a random block: ``rsvd``, singular values and right singular vectors of the projected M; ``sre``, Ritz pairs;
-        ``nystrom``, the most accurate of the three. ``auto``: ``exact`` up to dimension 128 or where a block would have
+        ``eigh``: all eigenpairs. ``cholesky``, ``exact``: M is kept and inverted once for each damping. From products
+        with a random block: ``rsvd``, singular values and right singular vectors of the projected M; ``sre``, Ritz
+        pairs; ``nystrom``, the most accurate of the three. ``auto``: ``exact`` up to dimension 128 or where a block would have
         half of all columns, else ``nystrom``.
     rank : int, optional
         Eigenpairs kept, 220 by default, at most d.
@@ -281,9 +281,7 @@ def factor_inverse(M, *, method="auto", rank=None, oversampling=10, products=Non
     operator = _checked(M, caller)
     d = M.shape[0]
     rank = min(RANK if rank is None else rank, d)
-    if method == "auto":
-        exact = not operator and (d <= SMALL or 2 * (rank + oversampling) >= d)
-        method = "exact" if exact else "nystrom"
+    method = "nystrom" if operator and method == "auto" else resolved(method, d, rank, oversampling)
     if operator and method not in PRODUCTS:
         raise ValueError(f"{caller}: method must be one of {', '.join(map(repr, PRODUCTS))} for an M that is no array.")
     if isinstance(warm, FactorInverse) and (warm.kind in ("diagonal", "identity") or warm.dim != d):
@@ -304,6 +302,13 @@ def factor_inverse(M, *, method="auto", rank=None, oversampling=10, products=Non
         return _finished(U, lam, rank, trace, "eigen" if rank == d else "lowrank", tail)
 
     return _attempts(M, attempt, warm if fallback is None else fallback, operator, strict, caller)
+
+
+def resolved(method, d, rank, oversampling):
+    """Return the method that ``auto`` stands for in dimension d, or `method` itself."""
+    if method != "auto":
+        return method
+    return "exact" if d <= SMALL or 2 * (rank + oversampling) >= d else "nystrom"
 
 
 def _checked(M, caller):
@@ -349,7 +354,7 @@ def _ridged(M, attempt, trace, d):
     xp = array_namespace(M)
     wide = xp.astype(M, xp.float64)
     ridge = RIDGE * eps_of(xp, M.dtype) * abs(trace) / d
-    found = attempt(wide + ridge * (_eye(wide) if M.ndim == 2 else 1.0), trace + ridge * d)
+    found = attempt(ridged(wide, ridge) if M.ndim == 2 else wide + ridge, trace + ridge * d)
 
     def narrow(X):
         return None if X is None else xp.astype(X, M.dtype)
@@ -435,10 +440,3 @@ def _finite_trace(M):
 def _any_nonzero(M):
     xp = array_namespace(M)
     return bool(xp.any(M != 0))
-
-
-def _eye(M):
-    """Return the identity of the size, library, dtype and device of M."""
-    X = M.lam if isinstance(M, FactorInverse) else M
-    d = M.dim if isinstance(M, FactorInverse) else M.shape[0]
-    return array_namespace(X).eye(d, dtype=X.dtype, device=device(X))

@@ -2,6 +2,7 @@
 
 from array_api_compat import array_namespace
 
+from rnla._backend import eps_of
 from rnla._rangefinder import check_choice
 from rnla.optim._checks import at_least_single, check_damping, check_shape, check_square, real_arrays, scalar_like
 from rnla.optim._inverse import DampedInverse, FactorInverse
@@ -264,15 +265,16 @@ def _scaled(V, A, G, lam, scale, caller):
 def _joint(V, A, G, lam, caller):
     """Return ``(A kron G + lam I)^-1`` applied to V, for eigenpairs and low rank plus scaled identity alike.
 
-    A side with all its eigenvectors is turned into a diagonal one. With ``c(x, y) = 1 / (x y + lam)`` a side of low rank
-    has the value of its tail everywhere, and differences from it on its eigenvectors.
+    A side with all its eigenvectors is turned into a diagonal one. With ``c(x, y) = 1 / (x y + lam)`` a side of low
+    rank has the value of its tail everywhere, and differences from it on its eigenvectors.
     """
     _rotations(A, G, caller)
     if "identity" in (A.kind, G.kind):
         return V
     xp = array_namespace(V)
     # Rounding of the largest product, as the damping of one factor has it.
-    lam = xp.maximum(scalar_like(lam, V), xp.finfo(V.dtype).eps * A.lmax * G.lmax + xp.finfo(V.dtype).smallest_normal)
+    least = eps_of(xp, V.dtype) * A.lmax * G.lmax + float(xp.finfo(V.dtype).smallest_normal)
+    lam = xp.maximum(scalar_like(lam, V), least)
     U_A, U_G = A.U, G.U
     if A.kind == "eigen":
         V = V @ U_A

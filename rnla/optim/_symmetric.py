@@ -12,6 +12,11 @@ def symmetrised(M):
     return (M + M.mT) / 2
 
 
+def ridged(M, delta):
+    """Return ``M + delta I``."""
+    return M + delta * array_namespace(M).eye(M.shape[0], dtype=M.dtype, device=device(M))
+
+
 def spd_inverse(M):
     """Return the inverse of a positive definite matrix by Cholesky, a third of the cost of a general inverse.
 

@@ -64,8 +64,8 @@ def unfold2d(x, kernel_size, *, stride=1, padding=0, dilation=1, padding_mode="z
     out = [(x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
     if min(out) < 1:
         raise ValueError(
-            f"{caller}: x must be at least as large as the kernel, after padding; got {tuple(x.shape[2:])} for a kernel "
-            f"of {kernel} and dilation {dilation}."
+            f"{caller}: x must be at least as large as the kernel, after padding; got {tuple(x.shape[2:])} for a "
+            f"kernel of {kernel} and dilation {dilation}."
         )
     views = [
         x[:, :, _every(i * dilation[0], stride[0], out[0]), _every(j * dilation[1], stride[1], out[1])]

@@ -1,0 +1,298 @@
+"""One training step of a perceptron by K-FAC, EKFAC, their randomised forms, or KLD-WRM, as a pure function."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnla._rangefinder import check_choice
+from rnla.optim._clip import kl_clip, momentum_step, rms_clip
+from rnla.optim._factors import input_factor, output_factor
+from rnla.optim._kfac_layer import LayerConfig, LayerState
+from rnla.optim._kldwrm import kldwrm_gradient, kldwrm_residual, kldwrm_step, symmetric_kl_gradient
+from rnla.optim._likelihood import likelihood
+from rnla.optim._perceptron import backward, forward
+
+VARIANTS = ("kfac", "so", "q", "qe")
+FISHERS = ("empirical", "mc", "type2")
+STORED, INNER, INNER_LR, INNER_MOMENTUM, KL_SCALE = 3, 7, 0.1, 0.5, 330.0  # of QE, as published
+
+
+class KFACConfig(NamedTuple):
+    """Options of `kfac_step`.
+
+    Attributes
+    ----------
+    acts : tuple of str
+        Activation of each layer, as for `rnla.optim.mlp.forward`.
+    loss : {"softmax", "logistic", "squared"}
+        As for `rnla.optim.likelihood`.
+    lr, momentum, nesterov, weight_decay
+        As for `rnla.optim.momentum_step`; in KLD-WRM the weight decay is part of the gradient and of the damping.
+    damping : float
+        In the sense of ``layer.damping_mode``.
+    factor_every, inverse_every : int
+        Steps between statistics, and between refreshed inverses.
+    fisher : {"empirical", "mc", "type2"}
+        Statistics from the targets of the batch, from targets drawn from the model, or exact: one backward pass for
+        each output.
+    kl_clip, rms_clip : float or None
+        As for `rnla.optim.kl_clip` and `rnla.optim.rms_clip`.
+    layer : LayerConfig
+        How factors are averaged and inverted.
+    variant : {"kfac", "so", "q", "qe"}
+        ``so``, ``q``, ``qe``: KLD-WRM with a linear model, a quadratic model, and a quadratic model with the exact
+        divergence.
+    residual : {"gradient", "exact"}
+        KLD-WRM: the gradient of the step before, as if that had been an exact minimiser, or the residual of the steps
+        that were taken.
+    seed : int
+        Of everything random.
+
+    Examples
+    --------
+    >>> rnla.optim.mlp.KFACConfig(acts=("relu", "linear")).lr
+    0.1
+    """
+
+    acts: tuple[str, ...]
+    loss: str = "softmax"
+    lr: float = 0.1
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    damping: float = 0.1
+    factor_every: int = 10
+    inverse_every: int = 50
+    fisher: str = "empirical"
+    kl_clip: float | None = None
+    rms_clip: float | None = 0.07
+    layer: LayerConfig = LayerConfig()
+    variant: str = "kfac"
+    residual: str = "gradient"
+    seed: int = 0
+
+
+class KFACState(NamedTuple):
+    """State between calls of `kfac_step`; a new one has nothing.
+
+    Attributes
+    ----------
+    step : int
+        Number of steps taken.
+    layers : tuple of LayerState
+        Statistics and inverses.
+    momentum : tuple of array or None
+        Momentum of each layer.
+    wake : tuple of (array, array, float) or array
+        KLD-WRM: for each layer the gradient, the curvature times the step, and the learning rate of the step before; or
+        the residual.
+    stored : tuple of list of array
+        QE: weights of the networks whose outputs are kept near.
+
+    Examples
+    --------
+    >>> rnla.optim.mlp.KFACState().step
+    0
+    """
+
+    step: int = 0
+    layers: tuple[LayerState, ...] = ()
+    momentum: tuple[Any, ...] = ()
+    wake: tuple[Any, ...] = ()
+    stored: tuple[Any, ...] = ()
+
+
+class StepInfo(NamedTuple):
+    """What a step did.
+
+    Attributes
+    ----------
+    loss : array, shape ()
+        Before the step.
+    nu : array, shape (), or 1.0
+        Factor of the clipping by the divergence.
+    steps : list of array
+        Change of the weights of each layer, but for decoupled weight decay and momentum.
+
+    Examples
+    --------
+    >>> rnla.optim.mlp.StepInfo(0.5, 1.0, []).nu
+    1.0
+    """
+
+    loss: Any
+    nu: Any
+    steps: list[Any]
+
+
+def kfac_step(params, state, batch, cfg):
+    """Take one training step.
+
+    Parameters
+    ----------
+    params : list of array, shapes (q, p)
+        Weights.
+    state : KFACState
+        From the step before.
+    batch : (array, array)
+        Inputs and targets.
+    cfg : KFACConfig
+        Options; may differ from step to step, so that everything can follow a schedule.
+
+    Returns
+    -------
+    params : list of array
+        New weights.
+    state : KFACState
+        New state.
+    info : StepInfo
+        Loss before the step, and the step.
+
+    Raises
+    ------
+    ValueError
+        If an option is not one of those allowed.
+
+    Notes
+    -----
+    Only refreshed inverses read values of arrays; other steps do not wait for an accelerator.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x, y = rng.standard_normal((64, 5)), rng.integers(0, 3, 64)
+    >>> params, state = rnla.optim.mlp.init([5, 8, 3], 0), rnla.optim.mlp.KFACState()
+    >>> cfg = rnla.optim.mlp.KFACConfig(acts=("tanh", "linear"), lr=0.3)
+    >>> losses = []
+    >>> for _ in range(30):
+    ...     params, state, info = rnla.optim.mlp.kfac_step(params, state, (x, y), cfg)
+    ...     losses.append(float(info.loss))
+    >>> losses[-1] < 0.7 * losses[0]
+    True
+    """
+    caller = "rnla.optim.mlp.kfac_step"
+    check_choice(cfg.variant, "variant", VARIANTS, caller)
+    check_choice(cfg.fisher, "fisher", FISHERS, caller)
+    check_choice(cfg.residual, "residual", ("gradient", "exact"), caller)
+    cfg.layer.checked(caller)
+    loss, (x, y) = likelihood(cfg.loss), batch
+    z, cache = forward(params, x, cfg.acts)
+    grads, hs = backward(params, cache, loss.dz(z, y))
+    layers = state.layers or tuple(LayerState() for _ in params)
+    decayed = cfg.variant != "kfac" and cfg.weight_decay
+    damping = cfg.damping + cfg.weight_decay if decayed else cfg.damping
+    if state.step % cfg.factor_every == 0:
+        layers = with_statistics(layers, params, z, cache, hs, loss, cfg, state.step)
+    if state.step % cfg.inverse_every == 0:
+        layers = tuple(
+            layer.refresh(cfg.layer, damping, rng=np.random.SeedSequence([cfg.seed, state.step, i]))
+            for i, layer in enumerate(layers)
+        )
+    if decayed:
+        grads = [g + cfg.weight_decay * W for g, W in zip(grads, params, strict=True)]
+    stored = state.stored
+    if cfg.variant == "kfac":
+        updates, wake = [layer.direction(g, cfg.layer, damping) for layer, g in zip(layers, grads, strict=True)], ()
+        targets, tied = grads, None
+    else:
+        targets = _wake_gradients(grads, state.wake, cfg)
+        updates, tied = _wake_updates(targets, layers, cache, hs, damping, cfg)
+        if cfg.variant == "qe" and stored:
+            updates = _nearer(updates, grads, params, batch, tied, stored, cfg)
+    if cfg.rms_clip is not None:
+        updates = [rms_clip(V, cfg.rms_clip) for V in updates]
+    nu = 1.0 if cfg.kl_clip is None else kl_clip(updates, targets, cfg.lr, cfg.kl_clip)
+    updates = [nu * V for V in updates]
+    if cfg.variant != "kfac":
+        wake = _wake(state.wake, grads, updates, layers, tied, cfg)
+    if cfg.variant == "qe" and state.step % cfg.factor_every == 0:
+        stored = (list(params), *stored[: STORED - 1])
+    buffers = state.momentum or (None,) * len(params)
+    moved = [
+        momentum_step(
+            W, V, buffer, cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov,
+            weight_decay=0.0 if decayed else cfg.weight_decay,
+        )
+        for W, V, buffer in zip(params, updates, buffers, strict=True)
+    ]  # fmt: skip
+    info = StepInfo(loss.value(z, y), nu, [-cfg.lr * V for V in updates])
+    after = KFACState(state.step + 1, layers, tuple(buffer for _, buffer in moved), wake, stored)
+    return [W for W, _ in moved], after, info
+
+
+def with_statistics(layers, params, z, cache, hs, loss, cfg, step):
+    """Return the layers with the statistics of a batch; `hs` are the derivatives for its own targets."""
+    terms = z.shape[0]
+    if cfg.fisher == "mc":
+        y = loss.sample(z, np.random.SeedSequence([cfg.seed, step, 2**20]))
+        hs = backward(params, cache, loss.dz(z, y))[1]
+    if cfg.fisher != "type2":
+        return tuple(
+            layer.add(a, h, cfg.layer, terms=terms) for layer, a, h in zip(layers, cache.inputs, hs, strict=True)
+        )
+    factors = [0.0] * len(params)
+    for column in loss.fisher_columns(z):
+        hs = backward(params, cache, column / terms)[1]
+        factors = [G + output_factor(h, terms=terms) for G, h in zip(factors, hs, strict=True)]
+    return tuple(
+        layer.add_factors(input_factor(a), G, cfg.layer)
+        for layer, a, G in zip(layers, cache.inputs, factors, strict=True)
+    )
+
+
+def _wake_gradients(grads, wake, cfg):
+    """Return the gradients of the model, for KLD-WRM."""
+    if not wake:
+        return grads
+    if cfg.residual == "exact":
+        return [g + r / cfg.lr for g, r in zip(grads, wake, strict=True)]
+    return [
+        kldwrm_gradient(g, before, cfg.layer.rho, lr / cfg.lr, Bs)
+        for g, (before, Bs, lr) in zip(grads, wake, strict=True)
+    ]
+
+
+def _wake_updates(targets, layers, cache, hs, damping, cfg):
+    """Return updates V, for steps ``-lr V``, and the factors of the batch, which are the curvature of the model."""
+    if cfg.variant == "so":
+        return [layer.direction(g, cfg.layer, damping) for layer, g in zip(layers, targets, strict=True)], None
+    terms = hs[0].shape[0]
+    factors = [(input_factor(a), output_factor(h, terms=terms)) for a, h in zip(cache.inputs, hs, strict=True)]
+    steps = [
+        kldwrm_step(g, layer.A.matrix, layer.G.matrix, A, G, 1 / cfg.lr, damping)
+        for g, layer, (A, G) in zip(targets, layers, factors, strict=True)
+    ]
+    return [-s / cfg.lr for s in steps], factors
+
+
+def _wake(wake, grads, updates, layers, factors, cfg):
+    """Return what the next step needs to know of this one."""
+    steps = [-cfg.lr * V for V in updates]
+    if cfg.residual == "exact":
+        residuals = wake or [s * 0 for s in steps]
+        return tuple(
+            kldwrm_residual(r, layer.curvature(s), cfg.layer.rho)
+            for r, layer, s in zip(residuals, layers, steps, strict=True)
+        )
+    products = [None] * len(steps) if factors is None else [G @ s @ A for s, (A, G) in zip(steps, factors, strict=True)]
+    return tuple((g, Bs, cfg.lr) for g, Bs in zip(grads, products, strict=True))
+
+
+def _nearer(updates, grads, params, batch, factors, stored, cfg):
+    """Return updates moved towards the minimum of the model with the exact divergence from stored networks (QE)."""
+    weights = [cfg.layer.rho**j for j in range(len(stored))]
+    weights = [w / sum(weights) for w in weights]
+    logits = [forward(old, batch[0], cfg.acts)[0] for old in stored]
+    steps = [-cfg.lr * V for V in updates]
+    buffers = [s * 0 for s in steps]
+    for _ in range(INNER):
+        moved = [W + s for W, s in zip(params, steps, strict=True)]
+        z, cache = forward(moved, batch[0], cfg.acts)
+        dz = sum(w * symmetric_kl_gradient(old, z) for w, old in zip(weights, logits, strict=True))
+        divergence = backward(moved, cache, dz / (2 * cfg.lr * KL_SCALE))[0]
+        slopes = [g + G @ s @ A + d for g, s, (A, G), d in zip(grads, steps, factors, divergence, strict=True)]
+        if cfg.rms_clip is not None:
+            slopes = [rms_clip(slope, cfg.rms_clip) for slope in slopes]
+        buffers = [INNER_MOMENTUM * b + slope for b, slope in zip(buffers, slopes, strict=True)]
+        steps = [s - INNER_LR * cfg.lr * b for s, b in zip(steps, buffers, strict=True)]
+    return [-s / cfg.lr for s in steps]

@@ -21,6 +21,7 @@ from rnla._irls import Found, Point, Settings, oversampling, solve
 from rnla._observed import centred, centres, observed, warn_of_sparse_lines
 from rnla._progress import Monitor
 from rnla._rangefinder import check_choice, check_count, check_number, warn, warn_not_converged
+from rnla._soft_impute import solve_nuclear
 from rnla._svd import svd
 
 KNOWN_RANK, UPPER_BOUND = 0.3, 1.0  # factors of the noise rule
@@ -177,6 +178,10 @@ class Problem:
     def run(self, rank, *, lam=0.0, until=None, init=None, **changed):
         """Iterate at one rank."""
         settings = self.settings._replace(lam=lam, **changed)
+        if settings.p == 1 and lam > 0:  # convex: the weights would lead to the same matrix in more time
+            return solve_nuclear(
+                self.space, self.samples, rank, settings, self.key, self.caller, init=init, monitor=self.monitor
+            )
         return solve(
             self.space, self.samples, rank, settings, self.key, self.caller, init=init, monitor=self.monitor,
             until=until,

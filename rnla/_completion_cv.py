@@ -9,10 +9,14 @@ from rnla._backend import key_from_rng
 from rnla._completion import Problem, centred_entries, check, completed
 from rnla._completion_noise import estimated_noise, penalty
 from rnla._completion_result import CompletionResult
-from rnla._irls import Settings
+from rnla._irls import Settings, oversampling
 from rnla._observed import observed
 from rnla._progress import Monitor
 from rnla._rangefinder import check_count, check_number
+
+
+SURE = 1.6  # entries over degrees of freedom from which an estimate of the noise is taken anew
+LINEAR_TOL, LINEAR_ITERATIONS = 1e-3, 300  # where convergence is linear
 
 
 class Score(NamedTuple):
@@ -159,7 +163,7 @@ def complete_cv(A, ks, *, reg_factors=(0.1, 0.3, 1.0, 2.0), p=(0.0, 1.0), holdou
     reg = best.reg * (1 - holdout) ** (best.p / 2 - 1)
     noise = float(np.mean([noise for _, _, noise in choices[best[:3]]]))
     fitted = completed(
-        entries, best.k, settings._replace(p=best.p), key, caller, Monitor(None, False, caller), noise_std=noise,
+        entries, best.k, _settings_for(settings, best.p), key, caller, Monitor(None, False, caller), noise_std=noise,
         reg=reg, center=center,
     )  # fmt: skip
     return CompletionCVResult(fitted, best.k, best.p, best.reg_factor, best.rmse, scores)
@@ -179,7 +183,7 @@ def _errors(entries, held, ks, norms, factors, settings, center, key, caller):
 
     def problem_of(norm):
         quiet = Monitor(None, False, caller)
-        return Problem(plain, scale, settings._replace(p=norm), key, caller, quiet, None)
+        return Problem(plain, scale, _settings_for(settings, norm), key, caller, quiet, None)
 
     def judged(problem, found, k, lam, tau):
         result = problem.judged(kept, centre, found, k, lam, tau, False, quiet=True)
@@ -188,8 +192,10 @@ def _errors(entries, held, ks, norms, factors, settings, center, key, caller):
 
     best = np.inf, 0.0
     base = problem_of(0.0)
-    for k in ks:
-        found, tau = estimated_noise(base, k)
+    tau = 0.0
+    for k in sorted(ks):
+        if not (tau and oversampling(base.space, k) < SURE):  # else a fit of this rank would follow the noise itself
+            found, tau = estimated_noise(base, k)
         for factor in factors if tau else (0.0,):
             lam = penalty(base.space, tau, factor, 0.0)
             error, reg, noise = judged(base, base.run(k, lam=lam) if tau else found, k, lam, tau)
@@ -199,10 +205,21 @@ def _errors(entries, held, ks, norms, factors, settings, center, key, caller):
     for norm in norms:
         if norm == 0 or best[1] == 0:
             continue
-        problem = problem_of(norm)
-        for factor in factors:
+        problem, start = problem_of(norm), None
+        for factor in sorted(factors, reverse=True):  # from few directions to many, each from the last
             lam = penalty(problem.space, best[1], factor, norm)
-            yield (max(ks), norm, factor), *judged(problem, problem.run(max(ks), lam=lam), max(ks), lam, best[1])
+            found = problem.run(max(ks), lam=lam, init=start)
+            start = (found.U, found.s, found.V) if found.s[0] > 0 else None
+            yield (max(ks), norm, factor), *judged(problem, found, max(ks), lam, best[1])
+
+
+def _settings_for(settings, norm):
+    """Return the settings for a quasi-norm: others than 0 converge linearly, to the few digits that matter here."""
+    if norm == 0:
+        return settings._replace(p=norm)
+    return settings._replace(
+        p=norm, tol=max(settings.tol, LINEAR_TOL), max_iter=max(settings.max_iter, LINEAR_ITERATIONS)
+    )
 
 
 def _checked(ks, factors, holdout, n_splits, entries, caller):

@@ -111,12 +111,14 @@ def solve(space, samples, rank, settings, key, caller, *, init=None, monitor=Non
     Found
         Triplets of the last matrix, at least one, and why it ended.
     """
-    run = _Run(space, samples, rank, settings, key, caller)
+    run = Run(space, samples, rank, settings, key, caller)
     monitor = Monitor(None, False, caller) if monitor is None else monitor
     return run.iterate(init, monitor, until)
 
 
-class _Run:
+class Run:
+    """One iteration: the samples, the options, and where it is."""
+
     def __init__(self, space, samples, rank, settings, key, caller):
         self.space, self.samples, self.settings, self.key, self.caller = space, samples, settings, key, caller
         self.xp, self.dtype, self.place = array_namespace(samples), samples.dtype, device(samples)
@@ -139,8 +141,8 @@ class _Run:
 
     def iterate(self, init, monitor, until):
         settings, steps = self.settings, []
-        point = self._start(init)
-        U, s, V = self._triplets(point, self.rank + 1, None)
+        point = self.start(init)
+        U, s, V = self.triplets(point, self.rank + 1, None)
         eps, change = self._smoothing(np.inf, s, 1.0, 0), 1.0
         start, status = perf_counter(), "max_iter"
         for n_iter in range(1, settings.max_iter + 1):
@@ -156,8 +158,8 @@ class _Run:
                 break
             before = point
             point, cg_iterations = self._least_squares(point, U[:, :active], s[:active], V[:, :active], eps, change)
-            change = self._change(point, before)
-            U, s, V = self._triplets(point, max(active, self.rank) + 1, V)
+            change = self.change(point, before)
+            U, s, V = self.triplets(point, max(active, self.rank) + 1, V)
             U, s, V = self._beyond(point, U, s, V, eps)
             steps.append(Step(eps, active, self.goal, cg_iterations, change, perf_counter() - start))
             eps = self._smoothing(eps, s, change, n_iter)
@@ -170,7 +172,8 @@ class _Run:
                 break
         return Found(U, s, V, point, steps, status or "max_iter")
 
-    def _start(self, init):
+    def start(self, init):
+        """Return the first matrix: that of `init`, or the samples and zeros elsewhere."""
         xp, (m, n) = self.xp, self.space.shape
         if init is not None:
             U, s, V = init
@@ -208,7 +211,7 @@ class _Run:
             shrink = 1.0
         return Point(L, R, (self.samples - tangent.samples(gamma)) * shrink), count
 
-    def _triplets(self, point, count, start):
+    def triplets(self, point, count, start):
         """Return leading singular triplets of the lifted matrix, by block Krylov steps from the right vectors given."""
         m, n = self.space.shape
         count = min(count, m, n)
@@ -263,7 +266,7 @@ class _Run:
         """Look at more singular values while all that are known are active."""
         while s[-1] > eps * ACTIVE and len(s) <= self.max_rank and len(s) < min(self.space.shape):
             known = len(s)
-            U, s, V = self._triplets(point, min(2 * known, self.max_rank + 1), V)
+            U, s, V = self.triplets(point, min(2 * known, self.max_rank + 1), V)
             if len(s) <= known:  # the others are zero
                 break
         return U, s, V
@@ -305,7 +308,7 @@ class _Run:
             return "converged"
         return ""
 
-    def _change(self, new, old):
+    def change(self, new, old):
         """Return the norm of the difference over that of the new matrix, both to full relative precision."""
         xp = self.xp
         difference = Point(

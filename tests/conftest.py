@@ -13,6 +13,18 @@ settings.register_profile("deep", max_examples=2000, deadline=None, suppress_hea
 settings.load_profile("ci")  # --hypothesis-profile=deep overrides it
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _dask_in_this_thread():
+    """Run dask's tasks one after the other; tests of dask's threads and of a cluster ask for them.
+
+    Graphs of tiny blocks in threads wait for one another more than they compute.
+    """
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
 PLACES = [
     "numpy",
     "strict",  # the array-API standard and nothing more

@@ -34,7 +34,7 @@ def exact_block(params, acts, x, layer, loss, pool=None):
 
 
 def kfac_block(params, acts, x, layer, loss, *, terms, approx="expand", spread=None):
-    """``A kron G`` with the exact Fisher: one backward pass for each column of the root of the output's Fisher matrix."""
+    """Return ``A kron G``, exactly: one backward pass for each column of the root of the output's Fisher matrix."""
     z, cache = mlp.forward(params, x, acts)
     pooled = z if spread is None else z.sum(axis=1)
     G = 0.0
@@ -197,7 +197,9 @@ def test_average_has_the_weights_of_its_recursion(rho, count, seed):
     weights = [(rho if i == 0 else 1.0) * (1 if i == 0 else 1 - rho) * rho ** max(count - 1 - i - (i == 0), 0)
                for i in range(count)] if count > 1 else [1.0]  # fmt: skip
     scale = max(np.abs(term).max() for term in terms)
-    assert np.abs(stats.matrix - sum(w * term for w, term in zip(weights, terms, strict=True))).max() <= 50 * EPS * scale
+    assert (
+        np.abs(stats.matrix - sum(w * term for w, term in zip(weights, terms, strict=True))).max() <= 50 * EPS * scale
+    )
     assert abs(float(identity.identity) - rho**count) <= 50 * EPS
     whole = np.eye(3)
     for term in terms:

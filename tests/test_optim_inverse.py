@@ -1,4 +1,4 @@
-"""Low rank plus scaled identity: solves are exact, approximations near the optimum, online updates equal the average."""
+"""Low rank plus scaled identity: exact solves, approximations near the optimum, online updates equal to the average."""
 
 import numpy as np
 import pytest

@@ -8,6 +8,7 @@ import pytest
 
 import rnla
 import rnla.decomposition
+import rnla.optim
 import rnla.plotting
 import rnla.tensors
 
@@ -15,6 +16,8 @@ API_PAGE = Path(__file__).parents[1] / "docs" / "api.rst"
 SUBMODULES = {
     "datasets": rnla.datasets,
     "decomposition": rnla.decomposition,
+    "optim": rnla.optim,
+    "optim.mlp": rnla.optim.mlp,
     "plotting": rnla.plotting,
     "sketch": rnla.sketch,
     "tensors": rnla.tensors,
@@ -32,7 +35,8 @@ def public_objects():
     """Every public class and function by its name below ``rnla``."""
     found = {name: getattr(rnla, name) for name in rnla.__all__ if name not in {*SUBMODULES, "__version__"}}
     for prefix, module in SUBMODULES.items():
-        found.update({f"{prefix}.{name}": getattr(module, name) for name in public_names(module)})
+        names = (name for name in public_names(module) if f"{prefix}.{name}" not in SUBMODULES)
+        found.update({f"{prefix}.{name}": getattr(module, name) for name in names})
     return found
 
 

@@ -12,7 +12,7 @@ import rnla
 from rnla._errors import ConvergenceWarning, NotPositiveDefiniteError
 from rnla._riccati import RiccatiResult, solve_riccati_lowrank
 
-N = 120
+N = 60
 
 
 def dense_solution(A, B, C, E=None, R=None, S=None):

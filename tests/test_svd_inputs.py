@@ -1,6 +1,7 @@
 """Every kind of input, on every device, gives the same singular values from the same seed."""
 
 import array_api_compat
+import dask
 import dask.array as da
 import h5py
 import numpy as np
@@ -13,6 +14,13 @@ from strategies import DTYPES, rounding, singular_values
 
 import rnla
 from rnla.testing import CountingRows, assert_orthonormal, matrix_with_spectrum, spectrum
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """Run dask's tasks in threads, as they run for users, and reads of blocks at the same time."""
+    with dask.config.set(scheduler="threads"):
+        yield
+
 
 METHODS = ("auto", "dense", "qr", "rsi", "krylov", "gram", "rowstream", "gnystrom")
 

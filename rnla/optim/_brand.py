@@ -76,6 +76,7 @@ def brand_update(inv, X, rho, *, rank):
     if inv is None or inv.U is None:
         U, lam, trace = X[:, :0], X[0, :0], square
     else:
+        rank = min(rank, inv.rank)
         U, lam = _orthonormal(inv.U[:, :rank]), inv.lam[:rank]
         trace = rho * float(inv.trace) + square
     D = rho * to_host(lam)

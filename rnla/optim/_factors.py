@@ -197,7 +197,7 @@ def ema_update(prev, new, rho, count, *, mode="const"):
     prev : array or None
         Average so far; None: there is none, and the result is `new`.
     new : array, same shape
-        Next term; matrices are made symmetric.
+        Next term.
     rho : float
         Decay rate in [0, 1).
     count : int or array, shape ()
@@ -230,7 +230,7 @@ def ema_update(prev, new, rho, count, *, mode="const"):
     xp = real_arrays(caller, prev=prev, new=new)
     check_rho(rho, caller)
     check_choice(mode, "mode", ("const", "warmup"), caller)
-    new = _term(new)
+    new = at_least_single(new)
     usable = _usable(new)
     if prev is None:
         return xp.where(usable, new, xp.zeros_like(new))
@@ -272,7 +272,9 @@ class FactorStats(NamedTuple):
         xp = real_arrays(caller, new=new)
         check_rho(rho, caller)
         check_choice(mode, "mode", ("const", "warmup"), caller)
-        new = _term(new)
+        new = at_least_single(new)
+        if new.ndim > 1:  # whatever rounding, or a sum over machines, has made of it
+            new = symmetrised(new)
         usable, started = _usable(new), type(self.identity) is not float or self.identity != 0.0
         prev = self.matrix
         if prev is None:
@@ -302,11 +304,6 @@ def _rows(X, name, approx, reduce, caller):
     if approx == "expand":
         return xp.reshape(X, (-1, X.shape[2]))
     return xp.mean(X, axis=1) if reduce == "mean" else xp.sum(X, axis=1)
-
-
-def _term(new):
-    new = at_least_single(new)
-    return symmetrised(new) if new.ndim > 1 else new
 
 
 def _usable(new):

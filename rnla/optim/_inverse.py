@@ -215,8 +215,8 @@ def factor_inverse(M, *, method="auto", rank=None, oversampling=10, products=Non
     method : {"auto", "exact", "eigh", "cholesky", "rsvd", "sre", "nystrom"}
         ``eigh``: all eigenpairs. ``cholesky``, ``exact``: M is kept and inverted once for each damping. From products
         with a random block: ``rsvd``, singular values and right singular vectors of the projected M; ``sre``, Ritz
-        pairs; ``nystrom``, the most accurate of the three. ``auto``: ``exact`` up to dimension 128 or where a block would have
-        half of all columns, else ``nystrom``.
+        pairs; ``nystrom``, the most accurate of the three. ``auto``: ``exact`` up to dimension 128 or where a block
+        would have half of all columns, else ``nystrom``.
     rank : int, optional
         Eigenpairs kept, 220 by default, at most d.
     oversampling : int

@@ -53,10 +53,10 @@ def kron_sum_solve(A, B, C, D, V, *, sign=1):
 
     Parameters
     ----------
-    A, C : array, shape (p, p)
-        A positive definite, C positive semidefinite.
-    B, D : array, shape (q, q)
-        B positive definite, D positive semidefinite.
+    A, B : array, shape (p, p) and (q, q)
+        Positive definite.
+    C, D : array, shape (p, p) and (q, q)
+        Positive semidefinite.
     V : array, shape (q, p)
         Right-hand side.
     sign : {1, -1}

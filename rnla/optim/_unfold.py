@@ -23,10 +23,12 @@ def unfold2d(x, kernel_size, *, stride=1, padding=0, dilation=1, padding_mode="z
         Images.
     kernel_size : int or (int, int)
         Rows and columns of the kernel.
-    stride, dilation : int or (int, int)
-        Step between patches, and between the pixels of a patch.
+    stride : int or (int, int)
+        Step between patches.
     padding : int, (int, int), "same" or "valid"
         Pixels added on each side.
+    dilation : int or (int, int)
+        Step between the pixels of a patch.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
         What they hold.
 
@@ -83,10 +85,12 @@ def unfold1d(x, kernel_size, *, stride=1, padding=0, dilation=1, padding_mode="z
     ----------
     x : array, shape (N, C, L)
         Signals.
-    kernel_size, stride, dilation : int
-        Entries of the kernel, step between patches, and between the entries of a patch.
+    kernel_size, stride : int
+        Entries of the kernel, and step between patches.
     padding : int, "same" or "valid"
         Entries added on each side.
+    dilation : int
+        Step between the entries of a patch.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
         What they hold.
 

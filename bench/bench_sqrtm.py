@@ -224,7 +224,7 @@ def table_contour(options):
             return root @ b
 
         errors = [float(np.linalg.norm(call() - exact) / np.linalg.norm(exact)) for call in (ours, peer)]
-        whole = harness.race(lambda: build() @ b, peer, repeats=7, budget=20.0)
+        whole = harness.race(lambda build=build, b=b: build() @ b, peer, repeats=7, budget=20.0)
         rows.append(
             {
                 "n": n, "error": errors[0], "error_peer": errors[1], "ratio_whole": whole["ratio"],

@@ -32,13 +32,17 @@ def add_complete(commands):
     )  # fmt: skip
     parser.add_argument("--center", choices=("none", "mean", "columns", "rows", "both"), default="columns",
                         help="what is subtracted before the fit (default columns)")  # fmt: skip
-    parser.add_argument("--noise-std", type=_noise, default="auto", help="of an entry; 0: exact (default auto; for one rank)")
+    parser.add_argument(
+        "--noise-std", type=_noise, default="auto", help="of an entry; 0: exact (default auto; for one rank)"
+    )
     parser.add_argument("--key", help="name of the array in a .npz file that holds several")
     parser.add_argument(
         "--keep", type=_share, metavar="SHARE", help="hide all but this share of the entries, and tell the error there"
     )
     parser.add_argument("--tol", type=precision, default=1e-4, help="relative change that ends a fit (default 1e-4)")
-    parser.add_argument("--max-iter", type=positive_integer, default=100, help="most least-squares problems (default 100)")
+    parser.add_argument(
+        "--max-iter", type=positive_integer, default=100, help="most least-squares problems (default 100)"
+    )
     parser.add_argument("--seed", type=seed, default=0, help="of what is hidden and held out (default 0)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="write the factors to this file")
     parser.add_argument("--filled", type=Path, metavar="OUT.npy", help="write the whole matrix, what is known kept")
@@ -84,10 +88,18 @@ def _complete(args):
 
 def _fitted(args, entries, shape, center):
     """Return the result, and what cross-validation has said of it."""
-    options = {"center": center, "tol": args.tol, "max_iter": args.max_iter, "rng": args.seed, "progress": args.progress}
+    options = {
+        "center": center,
+        "tol": args.tol,
+        "max_iter": args.max_iter,
+        "rng": args.seed,
+        "progress": args.progress,
+    }
     ranks = args.k
     if ranks == "auto":
-        ranks = [k for k in RANKS if k == 1 or (k <= min(shape) and LEAST_RATIO * k * (sum(shape) - k) <= len(entries[0]))]
+        ranks = [
+            k for k in RANKS if k == 1 or (k <= min(shape) and LEAST_RATIO * k * (sum(shape) - k) <= len(entries[0]))
+        ]
     if len(ranks) == 1 and args.k != "auto":
         return rnla.complete(entries, ranks[0], shape=shape, noise_std=args.noise_std, **options), {}
     found = rnla.complete_cv(entries, ranks, shape=shape, **options)
@@ -158,7 +170,9 @@ def _report(args, result, facts):
         "noise_std": float(result.noise_std), "reg": float(result.reg),
         "residual_rms": float(np.sqrt(np.mean(result.residual**2))),
         "singular_values": [float(s) for s in result.s],
-        "output": str(args.output) if args.output else None, "filled": str(args.filled) if args.filled else None, **facts,
+        "output": str(args.output) if args.output else None,
+        "filled": str(args.filled) if args.filled else None,
+        **facts,
     }  # fmt: skip
     if args.json:
         print(json.dumps(facts, allow_nan=False))
@@ -168,9 +182,11 @@ def _report(args, result, facts):
     print(f"rank {result.rank}, {result.n_iter} iterations, {facts['seconds']:.3g} s: {result.message}")
     print(f"noise {result.noise_std:.3g}, residual {facts['residual_rms']:.3g} (root mean square)")
     if "held_out_rmse" in facts:
-        print(f"chosen of ranks {facts['tried']}: p = {facts['p']:g}, error {facts['held_out_rmse']:.4g} at held-out entries")
+        chosen = f"p = {facts['p']:g}, error {facts['held_out_rmse']:.4g} at held-out entries"
+        print(f"chosen of ranks {facts['tried']}: {chosen}")
     if "hidden" in facts:
-        print(f"error {facts['hidden_rmse']:.4g} at {facts['hidden']} hidden entries; means of columns {facts['column_mean_rmse']:.4g}")
+        means = f"means of columns {facts['column_mean_rmse']:.4g}"
+        print(f"error {facts['hidden_rmse']:.4g} at {facts['hidden']} hidden entries; {means}")
     for path in filter(None, (args.output, args.filled)):
         print(f"written: {path}")
 

@@ -11,13 +11,13 @@ import numbers
 import numpy as np
 from array_api_compat import device
 
-from rnla._backend import adjoint, from_host, key_from_rng, to_host
+from rnla._backend import adjoint, key_from_rng, to_host
 from rnla._completion_noise import estimated_noise, noise_of, penalty
 from rnla._completion_rank import explains, searched_rank
 from rnla._completion_result import Centre, result_of
 from rnla._entry_space import EntrySpace
 from rnla._errors import AccuracyWarning
-from rnla._irls import Found, Point, Settings, oversampling, solve
+from rnla._irls import Found, Settings, oversampling, solve
 from rnla._observed import centred, centres, observed, warn_of_sparse_lines
 from rnla._progress import Monitor
 from rnla._rangefinder import check_choice, check_count, check_number, warn, warn_not_converged
@@ -135,7 +135,9 @@ def complete(A, k=None, *, mask=None, shape=None, p=0.0, noise_std=0.0, reg=None
     key = key_from_rng(rng, caller)
     monitor = Monitor(callback, progress, caller)
     try:
-        return completed(entries, k, settings, key, caller, monitor, noise_std=noise_std, reg=reg, center=center, init=init)
+        return completed(
+            entries, k, settings, key, caller, monitor, noise_std=noise_std, reg=reg, center=center, init=init
+        )
     finally:
         monitor.close()
 
@@ -278,16 +280,17 @@ def failure(found, lam, ratio, what):
     last = found.steps[-1]
     if lam == 0 and last.eps > 1e-8 * found.s[0]:
         return (
-            f"the smoothing stays at {last.eps / found.s[0]:.1e} of the largest singular value after {len(found.steps)} "
-            f"iterations: too few {what} (oversampling {ratio:.2f}), a wrong rank, or noise, for which give noise_std"
+            f"the smoothing stays at {last.eps / found.s[0]:.1e} of the largest singular value after "
+            f"{len(found.steps)} iterations: too few {what} (oversampling {ratio:.2f}), a wrong rank, or "
+            "noise, for which give noise_std"
         )
     return f"max_iter = {len(found.steps)} reached with relative change {last.change:.1e}; oversampling {ratio:.2f}"
 
 
 def _zero(entries, centre):
     xp, where, (m, n) = entries.xp, device(entries.values), entries.shape
-    empty = [xp.zeros((side, 0), dtype=entries.values.dtype, device=where) for side in (m, n)]
-    found = Found(empty[0], np.zeros(0), empty[1], Point(*empty, entries.values), [], "converged")
+    U, V = (xp.zeros((side, 0), dtype=entries.values.dtype, device=where) for side in (m, n))
+    found = Found(U, np.zeros(0), V, None, [], "converged")
     return result_of(
         entries, centre, found, 0, 1.0, converged=True, message="the entries are zero", reg=0.0, noise_std=0.0,
         ratio=math.inf,

@@ -24,9 +24,11 @@ class IRLSHistory(NamedTuple):
 
 def history_of(steps, scale):
     """Return the records of an iteration as arrays, in the units of the data."""
-    columns = [np.array([getattr(step, name) for step in steps]) for name in ("rank", "cg_iterations", "change")]
-    eps, seconds = (np.array([getattr(step, name) for step in steps], float) for name in ("eps", "seconds"))
-    return IRLSHistory(eps * scale, *(x.astype(int) for x in columns[:2]), columns[2].astype(float), seconds)
+    rank, cg_iterations = (np.array([getattr(step, name) for step in steps], int) for name in ("rank", "cg_iterations"))
+    eps, change, seconds = (
+        np.array([getattr(step, name) for step in steps], float) for name in ("eps", "change", "seconds")
+    )
+    return IRLSHistory(eps * scale, rank, cg_iterations, change, seconds)
 
 
 class Centre(NamedTuple):
@@ -113,8 +115,7 @@ class CompletionResult:
             Values, of the low-rank part and the centre.
         """
         rows, cols = (
-            self._index(x, name, side)
-            for x, name, side in zip((rows, cols), ("rows", "cols"), self.shape, strict=True)
+            self._index(x, name, side) for x, name, side in zip((rows, cols), ("rows", "cols"), self.shape, strict=True)
         )
         return _values(self.U, self.s, self.Vh, self.center_, rows, cols)
 

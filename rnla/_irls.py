@@ -72,7 +72,7 @@ class Found(NamedTuple):
     U: Any  # (m, r), orthonormal
     s: np.ndarray  # (r,)
     V: Any  # (n, r)
-    point: Point
+    point: Any  # Point, or None where nothing was iterated
     steps: list
     status: str  # converged, max_iter, stagnated, stopped, until
 
@@ -179,8 +179,8 @@ class Run:
             U, s, V = init
             L = U * from_host(s, xp, self.dtype, self.place)
             return Point(L, V, self.samples - self.space.sampled(L, conjugated(V)))
-        empty = [xp.zeros((side, 0), dtype=self.dtype, device=self.place) for side in (m, n)]
-        return Point(*empty, self.samples)
+        L, R = (xp.zeros((side, 0), dtype=self.dtype, device=self.place) for side in (m, n))
+        return Point(L, R, self.samples)
 
     def _least_squares(self, point, U, s, V, eps, change):
         """Return the next matrix and the number of conjugate gradient steps."""
@@ -239,7 +239,11 @@ class Run:
         eye = self.xp.eye(min(m, n), dtype=self.dtype, device=self.place)
         X = to_host(right(eye)) if n <= m else to_host(left(eye)).conj().T
         U, s, Vh = host_svd(X)
-        return (from_host(U, self.xp, self.dtype, self.place), s, from_host(Vh.conj().T, self.xp, self.dtype, self.place))
+        return (
+            from_host(U, self.xp, self.dtype, self.place),
+            s,
+            from_host(Vh.conj().T, self.xp, self.dtype, self.place),
+        )
 
     def _products(self, point):
         space, (L, R, values) = self.space, point
@@ -259,8 +263,9 @@ class Run:
         return right, left
 
     def _operator(self, point):
-        storage = Operator(*self._products(point), self.space.shape, self.dtype, self.xp, self.place, self.caller)
-        return Matrix("operator", storage)
+        right, left = self._products(point)
+        shape = self.space.shape
+        return Matrix("operator", Operator(right, left, shape, self.dtype, self.xp, self.place, self.caller))
 
     def _beyond(self, point, U, s, V, eps):
         """Look at more singular values while all that are known are active."""

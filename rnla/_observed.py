@@ -55,7 +55,8 @@ class Observed:
         index = np.flatnonzero(keep) if keep.dtype == bool else np.sort(keep)
         xp = self.xp
         index = xp.asarray(index, device=device(self.values))
-        return Observed(*(xp.take(x, index) for x in (self.rows, self.cols, self.values)), self.shape)
+        rows, cols, values = (xp.take(x, index) for x in (self.rows, self.cols, self.values))
+        return Observed(rows, cols, values, self.shape)
 
     def counts(self):
         """Return on the host how many entries each row and each column has."""
@@ -122,8 +123,8 @@ def warn_of_sparse_lines(entries, least, caller):
     short, empty = ([int(np.sum(counts < count)) for counts in entries.counts()] for count in (least, 1))
     if any(short):
         warn(
-            f"{caller}: {short[0]} rows and {short[1]} columns have fewer than {least} observed entries ({empty[0]} and "
-            f"{empty[1]} have none): their values are not determined.", AccuracyWarning,
+            f"{caller}: {short[0]} rows and {short[1]} columns have fewer than {least} observed entries ({empty[0]} "
+            f"and {empty[1]} have none): their values are not determined.", AccuracyWarning,
         )  # fmt: skip
 
 
@@ -155,7 +156,8 @@ def _from_triple(A, shape, caller):
         raise ValueError(
             f"{caller}: every entry must be given once; got row {first // shape[1]}, column {first % shape[1]} twice."
         )
-    return Observed(*(_narrow(xp.take(x, order), shape) for x in index), xp.take(values, order), shape)
+    at_rows, at_cols = (_narrow(xp.take(x, order), shape) for x in index)
+    return Observed(at_rows, at_cols, xp.take(values, order), shape)
 
 
 def _from_sparse(A, caller):
@@ -218,7 +220,9 @@ def floating(values, caller, name="A"):
             return xp.astype(values, xp.float32)
         if bits <= 64:
             return values.astype(dtype.newbyteorder("="), copy=False) if is_numpy_array(values) else values
-    raise TypeError(f"{caller}: {name} must have a boolean, integer, float or complex dtype that BLAS knows; got {dtype}.")
+    raise TypeError(
+        f"{caller}: {name} must have a boolean, integer, float or complex dtype that BLAS knows; got {dtype}."
+    )
 
 
 def _narrow(index, shape):
@@ -274,5 +278,3 @@ def centred(entries, of_rows, of_cols):
     rows, cols = (_host_index(x) for x in (entries.rows, entries.cols))
     shift = from_host(of_rows[rows] + of_cols[cols], xp, values.dtype, device(values))
     return entries.with_values(values - shift)
-
-

@@ -20,8 +20,8 @@ def solve_nuclear(space, samples, rank, settings, key, caller, *, init=None, mon
 
     References
     ----------
-    .. [1] Mazumder, Hastie, Tibshirani, J. Mach. Learn. Res. 11 (2010); momentum: Beck, Teboulle, SIAM J. Imaging Sci. 2
-       (2009), restarted by the function as in O'Donoghue, Candes, Found. Comput. Math. 15 (2015).
+    .. [1] Mazumder, Hastie, Tibshirani, J. Mach. Learn. Res. 11 (2010); momentum: Beck, Teboulle, SIAM J. Imaging
+       Sci. 2 (2009), restarted by the function as in O'Donoghue, Candes, Found. Comput. Math. 15 (2015).
     """
     run = Run(space, samples, rank, settings, key, caller)
     monitor = Monitor(None, False, caller) if monitor is None else monitor
@@ -65,7 +65,8 @@ def _enough(run, point, U, s, V, threshold):
 
 
 def _plain(run, factors):
-    return Point(*factors, run.xp.zeros_like(run.samples))
+    L, R = factors
+    return Point(L, R, run.xp.zeros_like(run.samples))
 
 
 def _extrapolated(run, now, before, beta):
@@ -78,6 +79,8 @@ def _extrapolated(run, now, before, beta):
 
 def _found(run, now, steps, status):
     """Return the triplets of a matrix whose left factor has the singular values in it."""
-    s = np.sqrt(np.maximum(np.array([float(run.xp.sum(run.xp.abs(now[0][:, j]) ** 2)) for j in range(now[0].shape[1])]), 0))
+    s = np.sqrt(
+        np.maximum(np.array([float(run.xp.sum(run.xp.abs(now[0][:, j]) ** 2)) for j in range(now[0].shape[1])]), 0)
+    )
     safe = from_host(np.where(s > 0, 1 / np.where(s > 0, s, 1), 0.0), run.xp, run.dtype, run.place)
     return Found(now[0] * safe, s, now[1], _plain(run, now), steps, status)

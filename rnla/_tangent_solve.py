@@ -1,7 +1,7 @@
 """Weighted least squares in the tangent space of matrices of rank r, by preconditioned conjugate gradients.
 
-Coordinates of the tangent space at ``U diag(s) V^H`` are ``gamma = (G1, G2, G3)`` with ``U^H G2 = 0`` and ``V^H G3 = 0``:
-``T(gamma) = U G1 V^H + G2 V^H + U G3^H``, of rank 2r. They are kept in one vector.
+Coordinates of the tangent space at ``U diag(s) V^H`` are ``gamma = (G1, G2, G3)`` with ``U^H G2 = 0`` and ``V^H G3 =
+0``: ``T(gamma) = U G1 V^H + G2 V^H + U G3^H``, of rank 2r. They are kept in one vector.
 """
 
 from typing import Any, NamedTuple

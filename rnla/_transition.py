@@ -23,9 +23,9 @@ from rnla._rangefinder import check_choice, check_count, check_number, warn, war
 from rnla._transition_result import TransitionResult
 
 
-def learn_transition_operator(samples, k, *, n=None, n_steps=None, window=None, time_scale="auto", noise_std=0.0, reg=None,
-                              tol=1e-9, max_iter=400, cg_tol=1e-2, cg_max_iter=300, continuation="auto", rng=None,
-                              callback=None, progress=False):  # fmt: skip
+def learn_transition_operator(samples, k, *, n=None, n_steps=None, window=None, time_scale="auto", noise_std=0.0,
+                              reg=None, tol=1e-9, max_iter=400, cg_tol=1e-2, cg_max_iter=300, continuation="auto",
+                              rng=None, callback=None, progress=False):  # fmt: skip
     """Learn a linear operator of low rank from scattered entries of its first powers.
 
     What is observed are a few entries ``(A^t)_ij`` at each of several times: how a signal that starts at node j arrives
@@ -99,10 +99,10 @@ def learn_transition_operator(samples, k, *, n=None, n_steps=None, window=None, 
     """
     caller = "rnla.learn_transition_operator"
     rows, cols, times, values, n, n_steps = _entries(samples, n, n_steps, caller)
-    window = _check(k, n, n_steps, window, time_scale, noise_std, reg, tol, max_iter, cg_tol, cg_max_iter, continuation, caller)
-    settings = Settings(
-        tol=tol, max_iter=max_iter, cg_tol=cg_tol, cg_max_iter=cg_max_iter, continuation=continuation
+    window = _check(
+        k, n, n_steps, window, time_scale, noise_std, reg, tol, max_iter, cg_tol, cg_max_iter, continuation, caller
     )
+    settings = Settings(tol=tol, max_iter=max_iter, cg_tol=cg_tol, cg_max_iter=cg_max_iter, continuation=continuation)
     key, monitor = key_from_rng(rng, caller), Monitor(callback, progress, caller)
     try:
         problem = _Problem(rows, cols, times, values, n, n_steps, window, time_scale, settings, key, caller, monitor)
@@ -212,7 +212,9 @@ def _entries(samples, n, n_steps, caller):
     n_steps = ends[2][1] if n_steps is None else n_steps
     for value, name in ((n, "n"), (n_steps, "n_steps")):
         check_count(value, name, caller)
-    for (low, high), name, first, last in zip(ends, ("rows", "cols", "times"), (0, 0, 1), (n - 1, n - 1, n_steps), strict=True):
+    for (low, high), name, first, last in zip(
+        ends, ("rows", "cols", "times"), (0, 0, 1), (n - 1, n - 1, n_steps), strict=True
+    ):
         if low < first or high > last:
             raise ValueError(f"{caller}: {name} must be in {first}..{last}; got {low}..{high}.")
     if not bool(xp.all(xp.isfinite(values))):

@@ -84,8 +84,8 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     [6.0, 5.0]
     """
 
-    def __init__(self, k=None, *, center="columns", noise_std="auto", reg=None, clip=None, missing_values=np.nan, tol=1e-4,
-                 max_iter=100, rng=None):  # fmt: skip
+    def __init__(self, k=None, *, center="columns", noise_std="auto", reg=None, clip=None, missing_values=np.nan,
+                 tol=1e-4, max_iter=100, rng=None):  # fmt: skip
         self.k = k
         self.center = center
         self.noise_std = noise_std
@@ -149,7 +149,9 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         X, entries = self._entries(X, reset=False)
         if entries is None:
             result = self.completion_
-            centre = np.zeros(X.shape[1]) if result.center_ is None else result.center_.cols + result.center_.rows.mean()
+            centre = (
+                np.zeros(X.shape[1]) if result.center_ is None else result.center_.cols + result.center_.rows.mean()
+            )
             fit = np.broadcast_to(centre.astype(X.dtype), X.shape).copy()
         elif entries.count == X.shape[0] * X.shape[1]:
             fit = np.empty(X.shape, X.dtype)
@@ -237,7 +239,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             if np.isnan(X.data).any():
                 raise ValueError(f"{caller}: Input X contains NaN: stored values of a sparse matrix must be numbers.")
             return (X, observed(X, caller)) if X.nnz else (X, None)
-        known = ~np.isnan(X) if finite == "allow-nan" else X != self.missing_values
+        known = ~np.isnan(X) if finite == "allow-nan" else self.missing_values != X
         if not known.any():
             return X, None
         return X, _of_table(X, known)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rnla._progress import Record
 from rnla._video_sheet import video_sheet
 
 MAP_CELLS = 400  # along each side of an outlier map at most
@@ -177,7 +178,7 @@ def convergence(result_or_history, ax=None, *, tol=None, against="iteration"):
     if against not in ("iteration", "seconds"):
         raise ValueError(f"{caller}: against must be one of 'iteration', 'seconds'; got {against!r}.")
     info = _attribute(result_or_history, ("info", "info_"))
-    history = list(getattr(info, "history", info))
+    history = _records(getattr(info, "history", info))
     if not history:
         raise ValueError(f"{caller}: result_or_history must hold at least one iteration; it was a direct method.")
     if hasattr(history[0], "error"):
@@ -298,6 +299,65 @@ def outlier_map(result, A, ax=None):
     ax.set_xlabel("column")
     ax.set_ylabel("row")
     return ax
+
+
+def phase_diagram(successes, x, y, ax=None, *, xlabel="", ylabel=""):
+    """Draw how often problems of some difficulty were solved, as a map of grey levels.
+
+    Parameters
+    ----------
+    successes : array, shape (len(y), len(x))
+        Share of the problems that were solved, in [0, 1]: white is none, black all.
+    x, y : sequence
+        What the columns and the rows stand for: numbers or names.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure is made if missing.
+    xlabel, ylabel : str
+        Names of the axes.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If the shapes do not fit, or a share is outside [0, 1].
+
+    Examples
+    --------
+    >>> import rnla.plotting
+    >>> from matplotlib.figure import Figure
+    >>> ax = rnla.plotting.phase_diagram([[0.0, 0.5], [0.5, 1.0]], [2, 3], [10, 20], Figure().subplots())
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['2', '3']
+    """
+    caller = "rnla.plotting.phase_diagram"
+    shares = np.asarray(successes, dtype=float)
+    if shares.shape != (len(y), len(x)):
+        raise ValueError(f"{caller}: successes must have shape {(len(y), len(x))}; got {shares.shape}.")
+    if not np.all((shares >= 0) & (shares <= 1)):
+        raise ValueError(f"{caller}: successes must be shares in [0, 1]; got {shares.min()} to {shares.max()}.")
+    ax = _axes(ax, caller)
+    ax.imshow(shares, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="lower")
+    for (i, j), share in np.ndenumerate(shares):
+        ax.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=7, color="white" if share > 0.5 else "black")
+    ax.set_xticks(range(len(x)), [str(value) for value in x])
+    ax.set_yticks(range(len(y)), [str(value) for value in y])
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return ax
+
+
+def _records(history):
+    """Return a list of records; a history that is kept as arrays has one array for each of their parts."""
+    if not hasattr(history, "relative_change"):
+        return list(history)
+    both = enumerate(zip(history.relative_change, history.seconds, strict=True), start=1)
+    return [Record(iteration, float(change), float(seconds)) for iteration, (change, seconds) in both]
 
 
 def _singular_values(found, caller):

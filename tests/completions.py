@@ -32,7 +32,7 @@ def space_of(problem):
 
 def lifting(space):
     """Return the matrix that maps all entries of the lifted matrix to the samples: ``P G^*``, dense."""
-    m, n = space.shape
+    n = space.shape[1]
     rows = []
     for e in range(space.count):
         unit = np.zeros(space.count)

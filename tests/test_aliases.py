@@ -67,8 +67,10 @@ def test_randomized_svd_is_subspace_iteration_with_these_settings(problem, p, n_
     assert all(np.array_equal(x, y) for x, y in zip(alias, plain, strict=True))
 
 
-@pytest.mark.parametrize("name", ["slow", "poly1", "poly2", "exp", "step", "flat"])
-@pytest.mark.parametrize("view", [np.asarray, csr_array])
+@pytest.mark.parametrize(
+    ("name", "view"),
+    [(name, np.asarray) for name in ("slow", "poly1", "poly2", "exp", "step", "flat")] + [("poly1", csr_array)],
+)
 @pytest.mark.parametrize("n_iter", ["auto", 0, 2])
 def test_randomized_svd_is_as_accurate_as_scikit_learn(name, view, n_iter):
     sigma = spectrum(name, 80)

@@ -425,7 +425,11 @@ def test_compare_prints_true_errors(capsys):
         assert columns[-1].endswith("x")
 
 
-def test_demo_prints_a_table_and_draws_a_picture(tmp_path, capsys):
+def test_demo_prints_a_table_and_draws_a_picture(tmp_path, capsys, monkeypatch):
+    # A part of the roads: of all 2642 LAPACK alone needs most of a minute.
+    roads, xy = rnla.datasets.load_road_network()
+    monkeypatch.setattr(rnla.datasets, "load_road_network", lambda: (roads[:800, :800], xy[:800]))
+    monkeypatch.setattr(rnla._demo, "REPEATS", 1)
     assert run("demo", "-o", tmp_path / "demo.png") == 0
     text = capsys.readouterr().out
     assert "photograph" in text

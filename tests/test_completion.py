@@ -76,11 +76,11 @@ def test_forms_of_input_agree():
 
 
 def test_explicit_zeros_of_a_sparse_matrix_are_observed():
-    A = scipy.sparse.csr_array(np.outer([1.0, 2, 0, 4], [1.0, 1, 1]))
-    stored = scipy.sparse.csr_array((np.array([1.0, 1, 1, 2, 2, 0, 4, 4]), ([0, 0, 0, 1, 1, 2, 3, 3],
-                                                                          [0, 1, 2, 0, 1, 2, 0, 2])), shape=(4, 3))  # fmt: skip
+    rows, cols = [0, 0, 0, 1, 1, 2, 3, 3], [0, 1, 2, 0, 1, 2, 0, 2]
+    A = np.outer([1.0, 2, 0, 4], [1.0, 1, 1])
+    stored = scipy.sparse.csr_array((A[rows, cols], (rows, cols)), shape=(4, 3))
     assert stored.nnz == 8
-    np.testing.assert_allclose(rnla.complete(stored, 1).to_dense(), A.toarray(), atol=1e-12)
+    np.testing.assert_allclose(rnla.complete(stored, 1).to_dense(), A, atol=1e-12)
 
 
 def test_invariance():

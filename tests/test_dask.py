@@ -2,7 +2,6 @@
 
 import warnings
 
-import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -19,12 +18,6 @@ from rnla.testing import assert_orthonormal, matrix_with_spectrum, spectrum
 
 METHODS = ("auto", "gram", "krylov", "rsi", "rowstream", "gnystrom", "qr", "dense")
 SPARSE = (sp.csr_array, sp.csr_matrix, sp.coo_array, sp.csc_array)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with dask.config.set(scheduler="synchronous"):
-        yield
 
 
 @st.composite
@@ -116,7 +109,7 @@ def test_one_read_gives_an_image_the_gram_product_and_the_norm(drawn):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_any_chunking_gives_the_values_of_the_whole(method, data):
     problem, lazy = data.draw(chunked(names=("poly1", "low rank", "zero", "ties"), sides=(2, 25)))
@@ -137,8 +130,9 @@ def test_any_chunking_gives_the_values_of_the_whole(method, data):
 
 
 @pytest.mark.parametrize("chunks", [(50, -1), (-1, 20), (50, 20)])
-@pytest.mark.parametrize("shape", [(200, 60), (60, 200)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((200, 60), t) for t in DTYPES] + [((60, 200), t) for t in ("float32", "complex128")]
+)
 def test_one_seed_gives_the_result_of_the_matrix_in_memory(dtype, shape, chunks):
     A = matrix_with_spectrum(*shape, spectrum("poly2", 60), rng=0, dtype=dtype)
     options = {"method": "gram", "tol": 1e-10 if A.real.dtype == np.float64 else 1e-4, "rng": 3}
@@ -153,7 +147,7 @@ def test_one_seed_gives_the_result_of_the_matrix_in_memory(dtype, shape, chunks)
 @pytest.mark.parametrize("rtol", [1e-1, 1e-3, 1e-9])
 @pytest.mark.parametrize("chunks", [(30, -1), (-1, 30), (40, 25)])
 def test_a_precision_is_met(chunks, rtol):
-    A = matrix_with_spectrum(150, 120, spectrum("exp", 120), rng=0)
+    A = matrix_with_spectrum(90, 75, spectrum("exp", 75), rng=0)
     for decompose in (rnla.svd, rnla.qb):
         result = decompose(da.from_array(A, chunks=chunks), rtol=rtol, rng=0)
         assert result.info.converged
@@ -193,7 +187,7 @@ def test_one_pass_is_one_read():
 
 @pytest.mark.parametrize("method", ["gram", "krylov", "rsi", "rowstream", "qr"])
 def test_nothing_as_long_as_the_long_side_comes_into_memory(method, monkeypatch):
-    m, n, k = 4000, 30, 4
+    m, n, k = 2000, 30, 4
     A = matrix_with_spectrum(m, n, spectrum("poly2", n), rng=0)
     largest = []
 

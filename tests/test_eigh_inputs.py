@@ -290,8 +290,11 @@ def test_what_is_no_square_matrix_is_refused(A, error):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{"k": 5, "method": "dense"}, {"k": 5, "method": "krylov"}, {"rtol": 0.1}])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [({"k": 5, "method": "dense"}, np.nan), ({"k": 5, "method": "krylov"}, np.inf), ({"rtol": 0.1}, np.nan),
+     ({"rtol": 0.1}, np.inf)],
+)  # fmt: skip
 def test_values_that_are_not_finite_are_refused(tmp_path, kind, options, value):
     A = hermitian(300)
     A[33, 21] = A[21, 33] = value

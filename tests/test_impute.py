@@ -35,7 +35,7 @@ def test_new_rows_are_filled_as_the_old_ones():
 
 
 def test_sparse_tables_frames_and_names():
-    X, exact = table()
+    X, _ = table()
     known = ~np.isnan(X)
     sparse = scipy.sparse.csr_array((X[known], np.nonzero(known)), shape=X.shape)
     dense = LowRankImputer(3, rng=0).fit(X)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import rnla
 from rnla._entry_space import EntrySpace
 from rnla._hankel_space import HankelSpace
-from rnla._irls import Settings, Run, solve
+from rnla._irls import Run, Settings, solve
 from rnla._tangent_solve import Tangent, Weights, preconditioner
 
 EPS = np.finfo(float).eps
@@ -151,9 +151,7 @@ def test_the_objective_never_increases_and_entries_are_interpolated():
 @pytest.mark.parametrize("kind", ["none", "published", "scalar", "block"])
 def test_preconditioners_change_the_way_and_not_the_result(kind):
     problem, exact = problem_of((40, 30), 2, 3.0, condition=100.0)
-    found = solve(
-        space_of(problem), problem.values, 2, Settings(preconditioner=kind, continuation=False), 0, "test"
-    )
+    found = solve(space_of(problem), problem.values, 2, Settings(preconditioner=kind, continuation=False), 0, "test")
     X = (found.U[:, :2] * found.s[:2]) @ found.V[:, :2].T
     assert found.status == "converged"
     assert np.linalg.norm(X - exact) <= 1e-11 * np.linalg.norm(exact)
@@ -181,7 +179,7 @@ def test_a_block_of_the_preconditioner_is_that_of_the_form():
 
 
 def test_the_nuclear_norm_is_that_of_soft_thresholding():
-    problem, exact = problem_of((25, 20), 2, 4.0, noise=0.02)
+    problem, _ = problem_of((25, 20), 2, 4.0, noise=0.02)
     reg = 0.3
     by_weights = Settings(p=1.0, lam=reg, tol=1e-7, max_iter=60)
     found = solve(space_of(problem), problem.values, 12, by_weights, 0, "test")

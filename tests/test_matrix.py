@@ -257,13 +257,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("matrices")
 
 
-@pytest.fixture(params=["large blocks", "small blocks"])
-def _limits(request, monkeypatch):
-    """Run with the limits on memory as they are, and so low that every matrix needs many tiles and two passes."""
-    if request.param == "small blocks":
-        monkeypatch.setattr(_matrix_blocks, "BLOCK_BYTES", 200)
-        monkeypatch.setattr(_matrix_blocks, "RUN_BYTES", 16)
-        monkeypatch.setattr(_matrix_dask, "STRIP_BYTES", 200)
+@pytest.fixture
+def _small_blocks(monkeypatch):
+    """Run with limits on memory so low that every matrix needs many tiles and two passes."""
+    monkeypatch.setattr(_matrix_blocks, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(_matrix_blocks, "RUN_BYTES", 16)
+    monkeypatch.setattr(_matrix_dask, "STRIP_BYTES", 200)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,7 +275,7 @@ def test_products_agree_with_the_dense_matrix(kind, folder, problem):
     assert_products(M, A, X, Y)
 
 
-@pytest.mark.usefixtures("_limits")
+@pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.startswith(("memmap", "hdf5", "zarr", "dask"))])
 @pytest.mark.parametrize("dtype", ["float32", "complex128", "int64"])
 def test_products_do_not_depend_on_the_blocks(kind, dtype, tmp_path):

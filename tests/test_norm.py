@@ -68,8 +68,9 @@ def test_the_frobenius_norm(problem, known):
     assert abs(value - truth) <= 6e-2 * truth + problem.rounding
 
 
-@pytest.mark.parametrize("name", SPECTRA)
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, "float64") for name in SPECTRA] + [("slow", "complex128"), ("exp", "complex128")]
+)
 def test_the_frobenius_estimate_is_unbiased(name, dtype):
     sigma = spectrum(name, 60)
     A = CountingOperator(matrix_with_spectrum(80, 60, sigma, rng=0, dtype=dtype))
@@ -81,9 +82,9 @@ def test_the_frobenius_estimate_is_unbiased(name, dtype):
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_nuclear_norm(name, dtype):
-    sigma = spectrum(name, 300)
-    A = matrix_with_spectrum(400, 300, sigma, rng=0, dtype=dtype)
-    assert abs(norm(A, "nuc") - sigma.sum()) <= 300 * rounding(A, 1.0)
+    sigma = spectrum(name, 150)
+    A = matrix_with_spectrum(200, 150, sigma, rng=0, dtype=dtype)
+    assert abs(norm(A, "nuc") - sigma.sum()) <= 150 * rounding(A, 1.0)
     # The standard error asked for is one per cent; five of it.
     assert abs(norm(A, "nuc", method="estimate", rng=0) - sigma.sum()) <= 5e-2 * sigma.sum()
 

@@ -194,12 +194,10 @@ def test_average_has_the_weights_of_its_recursion(rho, count, seed):
     stats, identity = optim.FactorStats(), optim.FactorStats(identity=1.0)
     for term in terms:
         stats, identity = stats.update(term, rho), identity.update(term, rho)
-    weights = [(rho if i == 0 else 1.0) * (1 if i == 0 else 1 - rho) * rho ** max(count - 1 - i - (i == 0), 0)
-               for i in range(count)] if count > 1 else [1.0]  # fmt: skip
+    weights = [(1 - rho if i else 1.0) * rho ** (count - 1 - i) for i in range(count)]
     scale = max(np.abs(term).max() for term in terms)
-    assert (
-        np.abs(stats.matrix - sum(w * term for w, term in zip(weights, terms, strict=True))).max() <= 50 * EPS * scale
-    )
+    mean = sum(w * term for w, term in zip(weights, terms, strict=True))
+    assert np.abs(stats.matrix - mean).max() <= 50 * EPS * scale
     assert abs(float(identity.identity) - rho**count) <= 50 * EPS
     whole = np.eye(3)
     for term in terms:

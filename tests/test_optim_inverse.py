@@ -194,7 +194,6 @@ def test_online_update_cuts_one_step_late_and_keeps_the_trace():
     assert after.rank == 15
     assert abs(after.trace - (0.9 * np.trace(M) + 0.1 * np.sum(X**2))) <= 1e-10
     spoilt = after._replace(U=after.U * 1.1)
-    assert np.abs(optim.brand_update(spoilt, X, 0.9, rank=15).U.T @ spoilt.U[:, :0]).size == 0
     fixed = optim.brand_update(spoilt, X, 0.9, rank=15)
     assert np.abs(fixed.U.T @ fixed.U - np.eye(fixed.rank)).max() <= 1e-12
 
@@ -302,7 +301,7 @@ def test_libraries_agree(method):
         np.asarray(optim.factor_inverse(xp(M), method=method, rank=30, rng=0).solve(xp(X), 0.01))
         for xp in (np.asarray, torch.asarray, array_api_strict.asarray)
     ]
-    assert all(np.abs(result - results[0]).max() <= 1e-10 * 100 for result in results)
+    assert all(np.abs(result - results[0]).max() <= 1e-10 / 0.01 for result in results)  # magnified by the damping
     again = optim.factor_inverse(M, method=method, rank=30, rng=0).solve(X, 0.01)
     assert np.array_equal(again, results[0])
 

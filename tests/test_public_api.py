@@ -8,6 +8,7 @@ import pytest
 
 import rnla
 import rnla.decomposition
+import rnla.impute
 import rnla.optim
 import rnla.plotting
 import rnla.tensors
@@ -16,6 +17,7 @@ API_PAGE = Path(__file__).parents[1] / "docs" / "api.rst"
 SUBMODULES = {
     "datasets": rnla.datasets,
     "decomposition": rnla.decomposition,
+    "impute": rnla.impute,
     "optim": rnla.optim,
     "optim.mlp": rnla.optim.mlp,
     "plotting": rnla.plotting,

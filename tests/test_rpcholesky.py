@@ -402,12 +402,12 @@ def test_a_matrix_that_is_clearly_indefinite_is_refused(method, dtype, check):
 @pytest.mark.parametrize("method", METHODS)
 def test_rounding_of_small_pivots_is_no_indefiniteness(method, dtype, d):
     # Uniform pivots are often small: dividing by their root lifts the rounding of an entry to that of a square root.
-    X = clustered(400, d) @ np.random.default_rng(0).standard_normal((2, d))
+    X = clustered(250, d) @ np.random.default_rng(0).standard_normal((2, d))
     for kernel in ("gaussian", "matern52", "matern12"):
         A = KernelMatrix(X.astype(dtype), kernel, 2.0 * d**0.5)
         for seed in range(3):
             result = rpcholesky(A, 150, method=method, rng=seed)
-            assert 0 <= result.trace_error <= 400
+            assert 0 <= result.trace_error <= 250
 
 
 def test_entries_beyond_a_zero_diagonal_are_seen():

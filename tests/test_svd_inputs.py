@@ -15,6 +15,7 @@ from strategies import DTYPES, rounding, singular_values
 import rnla
 from rnla.testing import CountingRows, assert_orthonormal, matrix_with_spectrum, spectrum
 
+
 @pytest.fixture(autouse=True)
 def _threads():
     """Run dask's tasks in threads, as they run for users, and reads of blocks at the same time."""

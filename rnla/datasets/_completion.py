@@ -123,9 +123,7 @@ def _positions(rng, m, n, count, least):
                 i, j = (line, other) if side == m and counts is rows else (other, line)
                 if i * n + j in taken:
                     continue
-                gone = next(
-                    p for p in order if p in taken and rows[p // n] > least and cols[p % n] > least
-                )
+                gone = next(p for p in order if p in taken and rows[p // n] > least and cols[p % n] > least)
                 order.remove(gone)
                 taken.remove(int(gone))
                 rows[gone // n] -= 1

@@ -37,4 +37,3 @@ def row_sums(X, rows, n):
         return scipy.sparse.csr_array((ones, np.arange(len(rows)), ends), shape=(n, len(rows))) @ X
     before = xp.concat([xp.zeros((1, X.shape[1]), dtype=X.dtype, device=device(X)), xp.cumulative_sum(X, axis=0)])
     return xp.take(before, ends[1:], axis=0) - xp.take(before, ends[:-1], axis=0)
-

@@ -111,8 +111,8 @@ class StepInfo(NamedTuple):
         Before the step.
     nu : array, shape (), or 1.0
         Factor of the clipping by the divergence.
-    steps : list of array
-        Change of the weights of each layer, but for decoupled weight decay and momentum.
+    updates : list of array
+        Preconditioned and clipped gradient of each layer.
 
     Examples
     --------
@@ -122,7 +122,7 @@ class StepInfo(NamedTuple):
 
     loss: Any
     nu: Any
-    steps: list[Any]
+    updates: list[Any]
 
 
 def kfac_step(params, state, batch, cfg):
@@ -146,7 +146,7 @@ def kfac_step(params, state, batch, cfg):
     state : KFACState
         New state.
     info : StepInfo
-        Loss before the step, and the step.
+        Loss before the step, and the update.
 
     Raises
     ------
@@ -201,8 +201,10 @@ def kfac_step(params, state, batch, cfg):
             updates = _nearer(updates, grads, params, batch, tied, stored, cfg)
     if cfg.rms_clip is not None:
         updates = [rms_clip(V, cfg.rms_clip) for V in updates]
-    nu = 1.0 if cfg.kl_clip is None else kl_clip(updates, targets, cfg.lr, cfg.kl_clip)
-    updates = [nu * V for V in updates]
+    nu = 1.0
+    if cfg.kl_clip is not None:
+        nu = kl_clip(updates, targets, cfg.lr, cfg.kl_clip)
+        updates = [nu * V for V in updates]
     if cfg.variant != "kfac":
         wake = _wake(state.wake, grads, updates, layers, tied, cfg)
     if cfg.variant == "qe" and state.step % cfg.factor_every == 0:
@@ -215,7 +217,7 @@ def kfac_step(params, state, batch, cfg):
         )
         for W, V, buffer in zip(params, updates, buffers, strict=True)
     ]  # fmt: skip
-    info = StepInfo(loss.value(z, y), nu, [-cfg.lr * V for V in updates])
+    info = StepInfo(loss.value(z, y), nu, updates)
     after = KFACState(state.step + 1, layers, tuple(buffer for _, buffer in moved), wake, stored)
     return [W for W, _ in moved], after, info
 

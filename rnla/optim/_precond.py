@@ -120,7 +120,7 @@ def precondition(V, A, G, lam=None, *, mode="relative", scale=None):
     if lam is None:
         if not (isinstance(A, DampedInverse) and isinstance(G, DampedInverse)):
             raise ValueError(f"{caller}: lam must be given where A and G are not damped; got None.")
-        return A.apply(G.apply(V), "right")
+        return _applied(V, A, G)
     check_damping(lam, "lam", caller)
     factors = []
     for name, M, size in (("A", A, V.shape[1]), ("G", G, V.shape[0])):
@@ -232,6 +232,21 @@ def norm_solve(blocks, V, delta):
     a, b, c = blocks[:, 0, 0] + delta, blocks[:, 0, 1], blocks[:, 1, 1] + delta
     det = a * c - b * b
     return xp.stack([(c * V[:, 0] - b * V[:, 1]) / det, (a * V[:, 1] - b * V[:, 0]) / det], axis=1)
+
+
+def _applied(V, A, G):
+    """Return ``(G + delta_G)^-1 V (A + delta_A)^-1``, of two low-rank sides with one large product less than apart."""
+    if A.U is None or G.U is None:
+        return A.apply(G.apply(V), "right")
+    xp = array_namespace(V)
+    left, right = G.U.T @ V, V @ A.U
+    right = G.base * right + G.U @ (G.weights[:, None] * (left @ A.U))
+    # U_G (...) + (...) U_A^T as one product, whose result is the only large array besides the scaled V.
+    tall = xp.concat([right * A.weights, G.U], axis=1)
+    flat = xp.concat([A.U.T, (G.weights * A.base)[:, None] * left], axis=0)
+    W = tall @ flat
+    W += (A.base * G.base) * V
+    return W
 
 
 def _exact(M):

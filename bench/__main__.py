@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from bench import (
+    bench_completion,
     bench_eigh,
     bench_import,
     bench_kernels,
@@ -19,11 +20,13 @@ from bench import (
     bench_streaming,
     bench_svd,
     bench_trace,
+    bench_transition,
     harness,
 )
 
 BENCHMARKS = {
     "svd": bench_svd,
+    "completion": bench_completion,
     "eigh": bench_eigh,
     "pca": bench_pca,
     "nystrom": bench_nystrom,
@@ -33,6 +36,7 @@ BENCHMARKS = {
     "rpca": bench_rpca,
     "sqrtm": bench_sqrtm,
     "trace": bench_trace,
+    "transition": bench_transition,
     "streaming": bench_streaming,
     "scale": bench_scale,
     "kernels": bench_kernels,

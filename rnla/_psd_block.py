@@ -4,17 +4,18 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from rnla._backend import adjoint, eps_of, from_host, host_svd, to_host
-from rnla._orth import orth, orth_factors
+from rnla._orth import cholesky_step, orth, orth_factors
 from rnla._tall import like, times, times_small
 
 SHIFTS = (1.0, 10.0, 100.0, 1e4)  # multiples of the first shift that are tried
 
 
-def block_range(multiply, X, products):
+def block_range(multiply, X, products, *, orthonormal=True):
     """Return Q, an orthonormal basis of the range of ``A**products X``, and ``A Q``.
 
     The block is made orthonormal after every product: in powers of A alone the directions of small eigenvalues are lost
-    to rounding, in single precision from the third product on.
+    to rounding, in single precision from the third product on. Between products, and without `orthonormal` for the
+    result, one round of Cholesky QR is enough, which leaves a condition below 2.
 
     Parameters
     ----------
@@ -24,11 +25,14 @@ def block_range(multiply, X, products):
         Start block, ``b <= n``, not kept; its columns should be of similar norm.
     products : int
         Products that build the range, at least one; one more is made for the result.
+    orthonormal : bool
+        Whether Q must be orthonormal to rounding; `nystrom_pairs` needs no more than its range.
     """
-    for _ in range(products):
-        Q, _ = orth(multiply(X), overwrite=True)
-        X = Q
-    return Q, multiply(Q)
+    for left in range(products - 1, -1, -1):
+        Y = multiply(X)
+        nearly = None if orthonormal and not left else cholesky_step(Y)
+        X, _ = nearly or orth(Y, overwrite=True)
+    return X, multiply(X)
 
 
 def ritz_pairs(Q, Y):
@@ -51,7 +55,7 @@ def nystrom_pairs(Q, Y, shift):
     Parameters
     ----------
     Q, Y : array, shape (n, b)
-        Orthonormal columns, and their product with A; Y is not kept.
+        Well-conditioned columns, and their product with A; Y is not kept.
     shift : float
         Multiple of the identity added to A for stability and subtracted from the eigenvalues; more is tried if it does
         not suffice.

@@ -50,6 +50,17 @@ def values(name, n):
     return spectrum(name, n)
 
 
+def diagonals(rows, columns, values):
+    """Return ``(row, column, value)`` for all rows and columns, with values that repeat along the diagonals.
+
+    Where both sides are at least as long as `values`, all pairs of a value with a row or a column occur: what depends
+    on two parameters at a time is tested without the product of all three.
+    """
+    return [
+        (row, column, values[(i + j) % len(values)]) for i, row in enumerate(rows) for j, column in enumerate(columns)
+    ]
+
+
 def singular_values(A):
     return np.linalg.svd(A.astype(np.promote_types(A.dtype, np.float64)), compute_uv=False)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DTYPES, problems
+from strategies import DTYPES, diagonals, problems
 from test_svd_inputs import KINDS, to_numpy
 from test_trace import example, hermitian, without
 
@@ -23,10 +23,13 @@ def unbiased(found, truth):
     return np.all(np.abs(found.mean(axis=0) - truth) <= 5 * spread + 1e-13)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
 @pytest.mark.parametrize(
-    ("name", "method"),
-    [(name, method) for name in ("psd", "cancelling", "not normal") for method in GENERAL] + [("psd", "xnysdiag")],
+    ("name", "method", "dtype"),
+    [
+        *diagonals(("psd", "cancelling", "not normal"), GENERAL, ("float64", "complex128")),
+        ("psd", "xnysdiag", "float64"),
+        ("psd", "xnysdiag", "complex128"),
+    ],
 )
 def test_estimates_are_unbiased(name, method, dtype):
     A = example(name, dtype)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import DTYPES, rounding
 from strategies import values as decaying
@@ -201,6 +201,7 @@ def test_krylov_on_the_whole_space_is_lapack(problem):
 
 
 @pytest.mark.parametrize("which", WHICH)
+@settings(max_examples=10)  # for each of the four, of seven runs
 @given(problem=problems(names=("slow", "poly1"), dtypes=("float64", "complex128"), sides=(20, 50)))
 def test_values_move_outwards_with_the_passes(which, problem):
     A, _, k, seed = problem

@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
@@ -265,14 +265,26 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(_matrix_dask, "STRIP_BYTES", 200)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@given(problem=matrices())
-def test_products_agree_with_the_dense_matrix(kind, folder, problem):
+def assert_agree(kind, folder, problem):
     A, X, Y = problem
     M = as_matrix(KINDS[kind](A, folder), CALLER)
     assert M.shape == A.shape
     assert array_api_compat.device(block(M, X)) == M.device
     assert_products(M, A, X, Y)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if not k.startswith("dask")])
+@given(problem=matrices())
+def test_products_agree_with_the_dense_matrix(kind, folder, problem):
+    assert_agree(kind, folder, problem)
+
+
+# Graphs of tasks take a hundred times as long; tests of dask draw their chunks too.
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.startswith("dask")])
+@settings(max_examples=8)
+@given(problem=matrices())
+def test_products_with_dask_agree_with_the_dense_matrix(kind, folder, problem):
+    assert_agree(kind, folder, problem)
 
 
 @pytest.mark.usefixtures("_small_blocks")

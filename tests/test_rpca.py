@@ -341,7 +341,7 @@ def cross_problem(share, outliers):
 def test_wrong_answers_are_not_reported_as_converged(capsys):
     rng, lies, solved = np.random.default_rng(0), 0, 0
     for seed in range(30):
-        problem = robust_pca_problem(100, 100, 2, outliers=rng.uniform(0.6, 0.95), size=rng.choice([1, 5]), rng=seed)
+        problem = robust_pca_problem(150, 150, 2, outliers=rng.uniform(0.7, 0.95), size=rng.choice([1, 5]), rng=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             result = rnla.robust_pca(problem.A, 2, rng=seed)

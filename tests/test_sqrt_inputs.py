@@ -6,6 +6,7 @@ import pytest
 import scipy.sparse as sp
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from square_roots import diagonal_problem, on_place, rotated
+from strategies import diagonals
 
 import rnla
 from rnla._backend import to_host
@@ -124,10 +125,14 @@ def test_results_are_bases_of_further_updates(kind):
     assert np.abs(L @ (L.H @ np.eye(30)) - W).max() <= 1e-9
 
 
-@pytest.mark.parametrize("place", VALUES, indirect=True)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
-@pytest.mark.parametrize("kind", ["number", "vector", "dense", "eigenpairs", "kronecker", "roots"])
-def test_every_library_and_device(place, dtype, kind):
+@pytest.mark.parametrize(
+    ("kind", "place", "dtype"),
+    diagonals(
+        ("number", "vector", "dense", "eigenpairs", "kronecker", "roots"), VALUES, ("float32", "float64", "complex128")
+    ),
+    indirect=["place"],
+)
+def test_every_library_and_device(kind, place, dtype):
     device = place[1]
     d, Z = diagonal_problem(72, 2, 10.0, 0, dtype=dtype)
     real = "float32" if dtype == "float32" else "float64"

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 import zarr
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
-from strategies import DTYPES, rounding, singular_values
+from strategies import DTYPES, diagonals, rounding, singular_values
 
 import rnla
 from rnla.testing import CountingRows, assert_orthonormal, matrix_with_spectrum, spectrum
@@ -89,14 +89,16 @@ KINDS = {
 BY_PRODUCTS = ("sparse", "linear", "matvec", "functions")  # kinds whose rows are out of reach
 
 
-# One draw of the test matrix: the same arithmetic up to the order of sums, so the same result up to rounding.
-SAME_DRAW = [
-    (kind, method) for kind in KINDS for method in METHODS if method != "rowstream" or not kind.startswith(BY_PRODUCTS)
-]
+def same_draw(values):
+    """Return kinds, methods and values for which there is one draw of the test matrix.
+
+    The arithmetic is the same up to the order of sums, so the result is up to rounding.
+    """
+    cases = diagonals(KINDS, METHODS, values)
+    return [case for case in cases if case[1] != "rowstream" or not case[0].startswith(BY_PRODUCTS)]
 
 
-@pytest.mark.parametrize(("kind", "method"), SAME_DRAW)
-@pytest.mark.parametrize("shape", [(90, 70), (70, 90)])
+@pytest.mark.parametrize(("kind", "method", "shape"), same_draw([(90, 70), (70, 90)]))
 def test_all_kinds_have_the_same_singular_values(tmp_path, kind, method, shape):
     A = matrix_with_spectrum(*shape, spectrum("poly1", 70), rng=0, dtype="complex128")
     # The Krylov methods may start from the other side where its storage suits them better: all converge to the same.
@@ -231,8 +233,7 @@ def test_seeds_of_all_kinds_are_accepted():
 # Values that are not finite, and what else may not happen to an input.
 
 
-@pytest.mark.parametrize(("kind", "method"), SAME_DRAW)
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("kind", "method", "value"), same_draw([np.nan, np.inf, -np.inf]))
 def test_values_that_are_not_finite_are_refused(tmp_path, kind, method, value):
     A = matrix_with_spectrum(90, 70, spectrum("exp", 70), rng=0)
     A[33, 21] = value
@@ -240,11 +241,14 @@ def test_values_that_are_not_finite_are_refused(tmp_path, kind, method, value):
         rnla.svd(KINDS[kind](A, tmp_path), 5, method=method, rng=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "options", [{"center": True}, {"rtol": 0.1}, {"atol": 0.1, "center": True}, {"compute_uv": False}]
+    ("kind", "options", "values"),
+    diagonals(
+        KINDS,
+        [{"center": True}, {"rtol": 0.1}, {"atol": 0.1, "center": True}, {"compute_uv": False}],
+        [[np.nan], [np.inf, -np.inf]],
+    ),
 )
-@pytest.mark.parametrize("values", [[np.nan], [np.inf, -np.inf]])
 def test_values_that_are_not_finite_are_refused_with_options(tmp_path, kind, options, values):
     A = matrix_with_spectrum(90, 70, spectrum("exp", 70), rng=0)
     for row, value in enumerate(values):

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator
-from strategies import DTYPES
+from strategies import DTYPES, diagonals
 from test_svd_inputs import KINDS
 
 from rnla._backend import key_from_rng
@@ -42,13 +42,14 @@ def samples(A, draws, num_matvecs, **options):
     return [trace(A, num_matvecs, rng=draw, **options) for draw in range(draws)]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize("probe", PROBES)
+ESTIMATES = [(name, method) for name in ("psd", "cancelling", "not normal") for method in GENERAL]
+
+
 @pytest.mark.parametrize(
-    ("name", "method"),
-    [(name, method) for name in ("psd", "cancelling", "not normal") for method in GENERAL] + [("psd", "xnystrace")],
+    ("estimate", "probe", "dtype"), diagonals([*ESTIMATES, ("psd", "xnystrace")], PROBES, ("float64", "complex128"))
 )
-def test_estimates_are_unbiased(name, method, probe, dtype):
+def test_estimates_are_unbiased(estimate, probe, dtype):
+    name, method = estimate
     A = example(name, dtype)
     draws = 120
     found = np.array([complex(result) for result in samples(A, draws, 12, method=method, probe=probe)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DTYPES
+from strategies import DTYPES, diagonals
 from test_svd_inputs import KINDS
 from test_trace import hermitian
 
@@ -37,10 +37,11 @@ def test_small_matrices_are_exact(n, name, dtype, seed):
     assert (result.method, result.stderr, operator.matvecs) == ("exact", 0.0, n)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize("rank", [0, 5, None])
-@pytest.mark.parametrize("values", ["decay", "both signs", "flat"])
-def test_estimates_are_unbiased(dtype, rank, values):
+@pytest.mark.parametrize(
+    ("rank", "values", "dtype"),
+    diagonals((0, 5, None), ("decay", "both signs", "flat"), ("float64", "complex128")),
+)
+def test_estimates_are_unbiased(rank, values, dtype):
     j = np.arange(60.0)
     values = {"decay": 3 * 0.8**j, "both signs": np.cos(j) * 0.9**j, "flat": 1 + j / 60}[values]
     A, draws = hermitian(values, dtype), 150
@@ -115,8 +116,11 @@ def test_the_example_of_the_specification():
     assert automatic.stderr <= 1e-2
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize(("rank", "mu"), [(0, None), (10, None), (10, 0.05), (None, None), (None, 0.1)])
+@pytest.mark.parametrize(
+    ("rank", "mu", "dtype"),
+    [(0, None, "float64"), (10, None, "complex128"), (10, 0.05, "float64"), (None, None, "float64"),
+     (None, None, "complex128"), (None, 0.1, "complex128")],
+)  # fmt: skip
 def test_log_determinants_are_unbiased(dtype, rank, mu):
     values = 3 * 0.8 ** np.arange(60.0) + 0.1
     A, draws = hermitian(values, dtype), 100

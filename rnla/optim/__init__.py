@@ -9,7 +9,7 @@ from rnla.optim import mlp
 from rnla.optim._brand import brand_correction, brand_update
 from rnla.optim._clip import graft, kl_clip, momentum_step, rms_clip
 from rnla.optim._factors import FactorStats, ema_update, input_factor, norm_factor, output_factor, token_frequencies
-from rnla.optim._inverse import DampedInverse, FactorInverse, factor_inverse
+from rnla.optim._inverse import factor_inverse
 from rnla.optim._kfac_layer import LayerConfig, LayerState
 from rnla.optim._kldwrm import kldwrm_gradient, kldwrm_residual, kldwrm_step, symmetric_kl, symmetric_kl_gradient
 from rnla.optim._kron import BlockTridiagonal, KronSum, kron_sum_solve
@@ -17,6 +17,7 @@ from rnla.optim._likelihood import Likelihood, likelihood
 from rnla.optim._model import GammaSearch, LevenbergMarquardt, solve_quadratic_model
 from rnla.optim._precond import ekfac_scale, norm_solve, precondition, split_damping
 from rnla.optim._rank import choose_rank, ea_rank_bound
+from rnla.optim._representation import DampedInverse, FactorInverse
 from rnla.optim._seng import seng_solve
 from rnla.optim._unfold import conv_input_factor, unfold1d, unfold2d
 

@@ -9,7 +9,7 @@ from rnla._psd_block import ritz_pairs
 from rnla._rangefinder import check_count
 from rnla._tall import like, times
 from rnla.optim._checks import check_rho, check_square, real_arrays, scalar_like
-from rnla.optim._inverse import FactorInverse, tail_of
+from rnla.optim._representation import FactorInverse, tail_of
 
 # Share of ||X|| up to which a new direction is rounding, in single precision and in double.
 DEPENDENT = {True: 1e-5, False: 1e-12}

@@ -5,7 +5,7 @@ from array_api_compat import array_namespace
 from rnla._backend import eps_of
 from rnla._rangefinder import check_choice
 from rnla.optim._checks import at_least_single, check_damping, check_shape, check_square, real_arrays, scalar_like
-from rnla.optim._inverse import DampedInverse, FactorInverse
+from rnla.optim._representation import DampedInverse, FactorInverse
 from rnla.optim._symmetric import eigenpairs, largest_eigenpair, symmetrised
 
 MODES = ("pi", "pi-fro", "relative", "joint")

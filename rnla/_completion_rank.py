@@ -40,7 +40,7 @@ def searched_rank(problem, bound):
     if found is None:
         return bound, first, noise_of(problem, first, bound)
     while rank > 1 and not problem.monitor.stopped:
-        smaller = problem.run(rank - 1, max_iter=TRY_ITERATIONS, until=NoiseWatch(rank - 1))
+        smaller = problem.run(rank - 1, max_iter=TRY_ITERATIONS)
         if not explains(problem, smaller):
             break
         found, rank = smaller, rank - 1
@@ -50,7 +50,9 @@ def searched_rank(problem, bound):
 def _first_that_explains(problem, guess, bound):
     for rank in (guess, guess - 1, guess - 2, guess + 1, guess + 2, guess + 3):
         if 1 <= rank <= bound and not problem.monitor.stopped:
-            found = problem.run(rank, max_iter=TRY_ITERATIONS, until=NoiseWatch(rank))
+            # The likeliest rank gets all iterations: the last singular values of ill-conditioned matrices come late.
+            watch = None if rank == guess else NoiseWatch(rank)
+            found = problem.run(rank, max_iter=TRY_ITERATIONS, until=watch)
             if explains(problem, found):
                 return found, rank
     return None, None

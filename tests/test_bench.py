@@ -267,3 +267,18 @@ def test_the_benchmark_of_square_roots_runs(tmp_path):
     assert all(row["error"] < 1e-9 for row in tables["accuracy"])
     assert all(row["value"] <= row["bound"] for row in tables["decay"])
     assert all(row["error"] < 1e-7 for row in tables["eigh"])
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("completion", "noise"), ("completion", "kernels"), ("transition", "growth")]
+)
+def test_the_benchmarks_of_completion_run(tmp_path, name, table):
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", "bench", name, "--quick", "--table", table, "--json", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (rows,) = json.loads(results.read_text())["tables"].values()
+    if name == "transition":
+        assert all(row["error"] < 1e-9 for row in rows)
+    else:
+        assert all(row["ratio"] < 1.2 for row in rows) or table == "kernels"

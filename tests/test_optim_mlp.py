@@ -152,6 +152,29 @@ def test_layer_state_before_statistics_and_for_online_updates():
     assert np.allclose(layer.curvature(V), G @ V @ A)
 
 
+def test_a_layer_at_many_positions_and_with_a_bias():
+    a, h = np.random.default_rng(0).standard_normal((6, 3, 4)), np.random.default_rng(1).standard_normal((6, 3, 2))
+    with_one = np.concatenate([a, np.ones((6, 3, 1))], axis=-1)
+    for approx in ("expand", "reduce"):
+        factors = optim.input_factor(with_one, approx=approx), optim.output_factor(h, terms=6, approx=approx)
+        for method in ("exact", "brand"):
+            config_ = optim.LayerConfig(method=method)
+            layer = optim.LayerState().add(a, h, config_, terms=6, bias=True, approx=approx)
+            V = np.ones((2, 5))
+            assert np.allclose(layer.curvature(V), factors[1] @ V @ factors[0])
+    # EKFAC in the exact basis of one batch, met again: the second moments are then the average of two kinds.
+    config_ = optim.LayerConfig(ekfac=True, rho=0.5, damping_mode="joint")
+    layer = optim.LayerState().add(a, h, config_, terms=6, bias=True).refresh(config_, 0.1)
+    first = layer.scale.matrix
+    assert np.allclose(first, np.outer(layer.G_inv.lam, layer.A_inv.lam))
+    layer = layer.add(a, h, config_, terms=6, bias=True)
+    new = optim.ekfac_scale(h, with_one, layer.G_inv.U, layer.A_inv.U, terms=6)
+    assert np.allclose(layer.scale.matrix, (first + new) / 2)
+    assert np.allclose(
+        layer.direction(V, config_, 0.1), optim.precondition(V, layer.A_inv, layer.G_inv, 0.1, scale=(first + new) / 2)
+    )
+
+
 def test_identity_at_the_start_is_a_damping_that_dies_away():
     config_ = optim.LayerConfig(rho=0.5)
     a, h = np.random.default_rng(0).standard_normal((9, 4)), np.random.default_rng(1).standard_normal((9, 3)) / 9
@@ -168,7 +191,9 @@ def test_wrong_arguments_are_named():
     batch, params = problem(), mlp.init(SIZES, 1)
     for options, text in (
         ({"variant": "sgd"}, "variant must be one of"), ({"fisher": "true"}, "fisher must be one of"),
-        ({"layer": optim.LayerConfig(method="svd")}, "method must be one of"), ({"loss": "l1"}, "name must be one of"),
+        ({"layer": optim.LayerConfig(method="svd")}, "method must be one of"),
+        ({"layer": optim.LayerConfig(method="brand", ekfac=True)}, "method must give all eigenvectors"),
+        ({"loss": "l1"}, "name must be one of"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             mlp.kfac_step(params, mlp.KFACState(), batch, config()._replace(**options))

@@ -173,7 +173,8 @@ def adaptive_step(params, state, batch, cfg):
     ratio = None
     if step % cfg.lam_every == 0 or cfg.reject:
         after = loss.value(forward(moved, x, cfg.acts)[0], y) + _penalty(moved, cfg.eta)
-        ratio = float((after - before) / value)
+        predicted = float(value)
+        ratio = float(after - before) / predicted if predicted else math.nan
     damping = LevenbergMarquardt(lam, w1)
     if step % cfg.lam_every == 0:
         damping.update(ratio)

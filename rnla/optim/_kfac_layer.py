@@ -51,6 +51,8 @@ class LayerConfig(NamedTuple):
         check_choice(self.method, "method", (*METHODS, "brand"), caller)
         check_choice(self.tail, "tail", TAILS, caller)
         check_choice(self.damping_mode, "damping_mode", MODES, caller)
+        if self.ekfac and self.method == "brand":
+            raise ValueError(f"{caller}: method must give all eigenvectors for ekfac; got 'brand'.")
         return self
 
 

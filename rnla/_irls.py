@@ -25,7 +25,8 @@ COLD_STEPS, WARM_STEPS = 8, 3  # of the block Krylov iteration
 DENSE_SIDE = 64  # up to this side LAPACK's SVD is the fastest
 LEAST_CG_TOL = 1e-6
 VANISHED = 1e-30  # singular value
-FEW_SAMPLES = 2.5  # oversampling below which the better preconditioner and the continuation pay
+FEW_SAMPLES = 3.5  # oversampling below which following rank 1 first, then 2 ... recovers more than it costs
+BLOCK_BELOW, BLOCK_RANK = 6.0, 40  # oversampling and rank up to which the better preconditioner pays
 NEAR_FLOOR = 100.0  # smoothing in units of rounding of the largest singular value
 NUCLEAR_FLOOR = 1e-2  # smoothing relative to the tolerance
 NUCLEAR_DECAY = 0.7  # factor of the smoothing for the nuclear norm, whose iteration converges linearly
@@ -125,14 +126,15 @@ class Run:
         side = min(space.shape)
         self.rank = rank
         self.max_rank = min(side, settings.max_rank or max(2 * rank, rank + 10))
-        few = oversampling(space, rank) < FEW_SAMPLES + 0.5 * space.structured
+        ratio = oversampling(space, rank)
+        few = ratio < FEW_SAMPLES
         # With a penalty, of data that are only close to low rank, following rank 1 first leaves less of the others.
         automatic = few and settings.lam == 0
         self.continued = (automatic if settings.continuation == "auto" else settings.continuation) and settings.p < 1
         self.goal = 1 if self.continued else rank
         kind = settings.preconditioner
         if kind == "auto":
-            kind = "mean" if space.structured else "block" if few else "scalar"
+            kind = "mean" if space.structured else "block" if ratio < BLOCK_BELOW and rank <= BLOCK_RANK else "scalar"
         if kind == "mean" and not space.structured:
             kind = "scalar"
         self.preconditioner = kind

@@ -71,14 +71,14 @@ def completed(problem, k, **options):
 
 def table_few(options):
     """Errors with few samples."""
-    size, seeds = (100, 2) if options.quick else (1000, 5)
+    size, seeds = (100, 2) if options.quick else (1000, 3)
     rows = []
     for (condition, ratio), (paper, prototype) in list(PAPER.items())[:: 4 if options.quick else 1]:
         errors, iterations, seconds = [], [], []
         for seed in range(seeds):
             problem, truth = drawn(size, 5, ratio, condition, seed)
             begin = time.perf_counter()
-            result = completed(problem, 5, max_iter=250)
+            result = completed(problem, 5, max_iter=150)
             seconds.append(time.perf_counter() - begin)
             errors.append(error_of(result.U * result.s, result.Vh.T, truth))
             iterations.append(result.n_iter)
@@ -187,7 +187,7 @@ def table_growth(options):
     """Time of an iteration against the size, with the same rank and oversampling."""
     rows = []
     for size in (100, 200) if options.quick else (500, 1000, 2000, 4000):
-        problem, truth = drawn(size, 5, 2.5, 10.0, 0)
+        problem, truth = drawn(size, 5, 4.0, 10.0, 0)
         result = completed(problem, 5)
         begin = time.perf_counter()
         result = completed(problem, 5)

@@ -51,7 +51,7 @@ def soft_impute(entries, lam, *, max_iter=100, stop=None, X=None, tol=1e-5):
     return L, R
 
 
-def scaled_gd(entries, k, *, max_iter=5000, stop=None, step=0.5):
+def scaled_gd(entries, k, *, max_iter=5000, stop=None, step=0.2):
     """Scaled gradient descent with steps that are halved where they do not descend (Tong, Ma, Chi 2021)."""
     L, R = entries.start(k)
     density = len(entries.values) / (entries.shape[0] * entries.shape[1])
@@ -68,7 +68,7 @@ def scaled_gd(entries, k, *, max_iter=5000, stop=None, step=0.5):
                 break
             step /= 2
         (L, R), loss = new, after
-        step = min(1.0, 1.1 * step)
+        step = min(0.5, 1.02 * step)
         if step < 1e-8 or (stop is not None and stop(L, R)):
             break
     return L, R

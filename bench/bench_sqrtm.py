@@ -46,11 +46,7 @@ def add_arguments(parser):
 
 def run(options, report):
     """Run the tables, one or all."""
-    for name in [options.table] if options.table else list(TABLES):
-        report.progress(f"table {name}")
-        title, rows, columns = TABLES[name](options)
-        report.add(title, rows)
-        report.table(title, columns)
+    harness.run_tables(TABLES, options, report)
 
 
 def root_of(A, inverse):

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse
 
 import rnla
+from bench import harness
 from bench.harness import number
 
 RATIOS = (1.5, 1.8, 2.2, 2.6, 3.0, 4.0)
@@ -33,11 +34,7 @@ def add_arguments(parser):
 
 def run(options, report):
     """Run the tables, one or all."""
-    for name in [options.table] if options.table else list(TABLES):
-        report.progress(f"table {name}")
-        title, rows, columns = TABLES[name](options)
-        report.add(title, rows)
-        report.table(title, columns)
+    harness.run_tables(TABLES, options, report)
 
 
 def learned(graph, n_steps, ratio, seed, **options):

@@ -171,6 +171,15 @@ class Report:
         self.progress(f"results in {self.path}")
 
 
+def run_tables(tables, options, report):
+    """Run the table that the options name, or all: functions of the options that return title, rows and columns."""
+    for name in [options.table] if options.table else list(tables):
+        report.progress(f"table {name}")
+        title, rows, columns = tables[name](options)
+        report.add(title, rows)
+        report.table(title, columns)
+
+
 def tolerance(tol):
     """Write a tolerance the short way: 1e-4."""
     return f"{tol:g}" if tol >= 1e-3 or tol == 0 else f"{tol:.0e}".replace("e-0", "e-")

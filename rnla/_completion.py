@@ -1,8 +1,8 @@
 """rnla.complete: a matrix of low rank from some of its entries, by iteratively reweighted least squares.
 
 The data's way: entries of any form -> sorted positions and values, centred and scaled -> the iteration of `_irls`, once
-where the rank and the noise are known, else for several ranks (`_completion_rank`) or twice (`_noise`) -> a result with
-factors in the units of the data.
+where the rank and the noise are known, else for several ranks (`_completion_rank`) or twice (`_completion_noise`) -> a
+result with factors in the units of the data.
 """
 
 import math

@@ -238,12 +238,12 @@ def floor_of(tangent, right_hand_side):
 
 
 def _dot(xp, x, y):
-    if is_numpy_array(x):
-        return float(np.vdot(x, y).real)
+    if is_numpy_array(x):  # not by BLAS, whose threads cost more than such a sum where the cores are busy
+        return float(np.einsum("i,i->", x.conj() if x.dtype.kind == "c" else x, y).real)
     product = xp.conj(x) * y if xp.isdtype(x.dtype, "complex floating") else x * y
     total = xp.sum(product)
     return float(xp.real(total) if xp.isdtype(x.dtype, "complex floating") else total)
 
 
 def _norm(xp, x):
-    return float(xp.linalg.vector_norm(x))
+    return _dot(xp, x, x) ** 0.5

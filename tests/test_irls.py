@@ -195,7 +195,8 @@ def test_the_nuclear_norm_is_that_of_soft_thresholding():
 
 
 def test_space_of_entries_on_torch_is_that_of_numpy():
-    torch = pytest.importorskip("torch")
+    import torch
+
     problem, _ = problem_of((9, 8), 2, 1.5)
     space = space_of(problem)
     rng = np.random.default_rng(0)

@@ -294,8 +294,8 @@ def test_diagonal_factors():
 @given(st.sampled_from(METHODS))
 def test_libraries_agree(method):
     import array_api_strict
+    import torch
 
-    torch = pytest.importorskip("torch")
     M, X = semidefinite(1 / np.arange(1, 151.0) ** 2), normal(1, 150, 2)
     results = [
         np.asarray(optim.factor_inverse(xp(M), method=method, rank=30, rng=0).solve(xp(X), 0.01))

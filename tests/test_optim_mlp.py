@@ -42,8 +42,8 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_kind_of_inverse_trains_and_libraries_agree(name):
-    torch = pytest.importorskip("torch")
     import array_api_compat.torch as xp
+    import torch
 
     cfg = config(layer=optim.LayerConfig(rank=4, oversampling=2)._replace(**LAYERS[name]))
     params, _, losses, _ = train(cfg, 20)

@@ -161,8 +161,21 @@ def test_samples_are_entries_of_powers():
         np.testing.assert_allclose(values, powers[times, rows, cols], atol=1e-12 * abs(powers).max())
     adaptive = rnla.datasets.space_time_samples(A, 4, 200, adaptive=True, k=2, rng=0)
     assert 120 < len(adaptive[0]) < 280
-    mu = rnla.datasets.completion_coherence(A, 4, 2)
-    assert abs(mu.sum() - 2 * 2 * 12) < 1e-9 * 48 or mu.min() >= 0
+
+
+def test_coherence_is_that_of_its_definition():
+    n, T, d1 = 4, 3, 2
+    A = np.random.default_rng(0).standard_normal((n, 2)) @ np.random.default_rng(1).standard_normal((2, n))
+    powers = [np.linalg.matrix_power(A, t) for t in range(1, T + 1)]
+    U, _, Vh = np.linalg.svd(np.block([[powers[a + b] for b in range(2)] for a in range(d1)]))
+    mu = rnla.datasets.completion_coherence(A, T, 2)
+    for i, j, t in np.ndindex(n, n, T):
+        E = np.zeros((n, n))
+        E[i, j] = 1.0
+        G = np.block([[E * (a + b == t) for b in range(2)] for a in range(d1)])
+        G /= np.linalg.norm(G)
+        expected = np.linalg.norm(U[:, :2].T @ G) ** 2 + np.linalg.norm(G @ Vh[:2].T) ** 2
+        assert abs(mu[i, j, t] - expected) < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["erdos_renyi", "block_model", "barabasi_albert", "swiss_roll"])

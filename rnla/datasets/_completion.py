@@ -7,7 +7,7 @@ import numpy as np
 from rnla._backend import check_rng
 
 REDRAWS = 50  # of the positions before entries are moved to rows and columns that have too few
-HANKEL_CHUNK = 1 << 22  # random numbers at a time
+LISTED = 1 << 22  # positions up to which all are listed to draw from them
 
 
 class CompletionProblem(NamedTuple):
@@ -136,7 +136,7 @@ def _positions(rng, m, n, count, least):
 
 def _distinct(rng, population, count):
     """Return `count` sorted distinct numbers below `population`, without listing them all."""
-    if population <= HANKEL_CHUNK or count > population // 3:
+    if population <= LISTED or count > population // 3:
         return np.sort(rng.permutation(population)[:count])
     found = np.unique(rng.integers(0, population, int(1.1 * count) + 16))
     while len(found) < count:
@@ -191,28 +191,18 @@ def space_time_samples(A, n_steps, m, *, adaptive=False, k=None, noise=0.0, rng=
         place = _distinct(rng, n * n * n_steps, m)
     rows, cols, times = place // (n * n_steps), place // n_steps % n, place % n_steps + 1
     values = np.zeros(len(place), np.result_type(*(factors or (A,)), float))
-    for t, left, right in _powers(A, factors, n_steps):
+    power = factors[0] * factors[1] if factors else A
+    step = factors[2] @ power if factors else A
+    for t in range(1, n_steps + 1):
         some = times == t
-        values[some] = np.einsum("ij,ij->i", left[rows[some]], right[cols[some]])
+        if factors:
+            values[some] = np.einsum("ij,ij->i", power[rows[some]], factors[2].T[cols[some]])
+        else:
+            values[some] = power[rows[some], cols[some]]
+        power = power @ step
     if noise:
         values = values + noise * rng.standard_normal(values.shape)
     return rows, cols, times, values
-
-
-def _powers(A, factors, n_steps):
-    """Yield t and two thin factors of A^t, the second transposed: of a dense A the power itself and the identity."""
-    if factors:
-        U, s, Vh = factors
-        inner, step = np.eye(len(s)), (Vh @ U) * s
-        for t in range(1, n_steps + 1):
-            yield t, (U * s) @ inner, Vh.T
-            inner = step @ inner if t == 1 else inner @ step
-        return
-    power = A
-    eye = np.eye(A.shape[0])
-    for t in range(1, n_steps + 1):
-        yield t, power, eye
-        power = power @ A
 
 
 def _capped(weights, total):

@@ -70,7 +70,7 @@ def table_rank(options):
                 name = f"{spectrum}, {'inverse ' if inverse else ''}root {'up' if sign > 0 else 'down'}"
                 for rank in RANKS:
                     best, krylov = ours.truncate(rank=rank), by_krylov(d, column, sign, inverse, rank)
-                    minimiser = by_residual(d, column, sign, best, 20 if options.quick else 300)
+                    minimiser = by_residual(d, column, sign, best, 5 if options.quick else 300)
                     rows.append(
                         {
                             "case": name,

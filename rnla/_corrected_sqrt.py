@@ -215,8 +215,7 @@ class LowRankCorrectedSqrt:
             size = self.low**-0.5 + self.base.bounds[0] ** -0.5 if self.base.bounds[0] > 0 else np.inf
         else:
             size = self.high**0.5 + self.base.bounds[1] ** 0.5
-        # Columns are left out by a size that is an eigenvalue of the correction to a factor below 2.
-        return (1 + 2 * DROPPED) * self.tol * size + self.dropped
+        return (1 + DROPPED) * self.tol * size + self.dropped
 
     def error_estimate(self):
         """Return an estimate of the error in the 2-norm, from the residual: `residual_norm` and its condition."""

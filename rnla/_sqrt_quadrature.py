@@ -243,8 +243,8 @@ def _combination(G, YY, s, weights, inverse, tol):
     least = DROPPED * tol * max(sizes.max(initial=0.0) for _, _, sizes, _ in found)
     parts, signs = [], []
     for sign, part, sizes, V in found:
-        above = np.flatnonzero(sizes > least)
-        count = int(above[-1]) + 1 if len(above) else 0
+        lost = np.cumsum(sizes[::-1])[::-1]  # by leaving out a column and all after it
+        count = int(np.count_nonzero(lost > least))
         parts.append(np.matmul(part, V[:, :count].reshape(N, part.shape[2], count)).reshape(N * k, count))
         signs.append(np.full(count, sign))
     return (parts[0], signs[0]) if len(parts) == 1 else (np.concatenate(parts, axis=1), np.concatenate(signs))
@@ -272,7 +272,7 @@ def _compressed(part, YY):
 def _leading(H, tol):
     """Return sizes (r,) and orthonormal columns V (m, r) of which the first few span the range of H, to a precision.
 
-    What H loses without the last columns has at most their sizes as a trace. A Cholesky factor with pivots shows the
+    What H loses without the last columns has the sum of their sizes as a trace. A Cholesky factor with pivots shows the
     rank; the triangular factor of its adjoint then shows the eigenvalues nearly as well as they do themselves
     (Stewart's QLP decomposition), for a fraction of what an eigendecomposition costs.
     """

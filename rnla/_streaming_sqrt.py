@@ -15,7 +15,7 @@ from rnla._sqrt_base import ACCEPTED, SqrtRoots, as_problem
 from rnla._sqrt_factor import log_determinant, sqrt_factor_update
 from rnla._sqrt_inputs import check_update, checked_tol
 from rnla._sqrt_kinds import Diagonalised
-from rnla._sqrt_quadrature import Update, canonical, interval, on_updated
+from rnla._sqrt_quadrature import DROPPED, Update, canonical, interval, on_updated
 from rnla._sqrtm import _updated
 
 HEADROOM = 4.0  # of the interval of the nodes: a node more, and the next updates stay inside
@@ -180,8 +180,9 @@ class StreamingSqrt:
         if not len(change.s):
             return root
         P, signs, _ = on_updated(self._base, root.update, change, root.low, root.high, tol, inverse)
-        P = xp.concat([root.P, P], axis=1)
-        return replace(root, P=P, signs=np.concatenate([root.signs, signs]), update=update)
+        dropped = root.dropped + DROPPED * tol * float(xp.sum(xp.abs(P) ** 2))  # each correction leaves out its own
+        P, signs = xp.concat([root.P, P], axis=1), np.concatenate([root.signs, signs])
+        return replace(root, P=P, signs=signs, update=update, dropped=dropped)
 
     def _signs(self):
         if (self._s > 0).all():

@@ -64,8 +64,8 @@ def zolotarev_nodes(m, M, *, n_nodes=None, tol=None):
     tau = m * s**2
     w = 2 * period * math.sqrt(m) / (math.pi * n_nodes) * np.sqrt((1 + s**2) * (1 + (modulus * s) ** 2))
     # The error oscillates between -e and something a little above e: scaled, both have the same modulus. Its extremes
-    # are known: at the first end, and where the elliptic functions have half a part of the period as argument.
-    s = _sc(np.array([0.0, period / (2 * n_nodes)]), modulus)
+    # are known: at the first end, and where the elliptic functions have the argument that they have at the first node.
+    s = np.array([0.0, s[0]])
     x = m * (1 + s**2) / (1 + (modulus * s) ** 2)
     value = np.sqrt(x) * (w / (x[:, None] + tau)).sum(axis=1)
     return tau, w * (2 / value.sum())

@@ -51,8 +51,8 @@ class SqrtRoots:
         A : array, shape (n, n)
             The matrix.
         method : {"eigh", "newton_schulz"}
-            Eigendecomposition, or an iteration of matrix products only, which suits a GPU. In single precision the
-            latter warns beyond a condition number of about 1e4.
+            Eigendecomposition, or an iteration of matrix products only, which suits a GPU. In single precision, beyond
+            a condition number of about 1e4, the former takes the place of the latter, with a warning.
 
         Returns
         -------
@@ -63,7 +63,9 @@ class SqrtRoots:
         check_choice(method, "method", ("eigh", "newton_schulz"), caller)
         _check_hermitian(A, caller)
         if method == "newton_schulz":
-            return cls(*newton_schulz(A, caller))
+            roots = newton_schulz(A, caller)
+            if roots is not None:
+                return cls(*roots)
         base = Diagonalised.of_dense(A, caller)
         base.check_positive(caller)
         Q, root = base.Q, base.root

@@ -225,8 +225,8 @@ def _power(x, exponent):
     return np.abs(x) ** exponent
 
 
-def _updated(A, Z, C, sign, inverses, tol, rank, method, bounds, callback, caller):
-    """Return a `LowRankCorrectedSqrt` for every flag of `inverses`."""
+def _updated(A, Z, C, sign, inverses, tol, rank, method, bounds, callback, caller, headroom=1.0):
+    """Return a `LowRankCorrectedSqrt` for every flag of `inverses`; `headroom` widens the interval of the nodes."""
     check_choice(method, "method", METHODS, caller)
     if rank is not None:
         check_count(rank, "rank", caller, least=0)
@@ -235,6 +235,7 @@ def _updated(A, Z, C, sign, inverses, tol, rank, method, bounds, callback, calle
     tol = checked_tol(tol, Z, caller)
     update = canonical(Z, C, sign)
     span = interval(base, update, tol, True in inverses, caller)
+    span = span._replace(high=headroom * span.high)
     chosen = _chosen(method, base, update, span, tol, caller)
     if not update.Z.shape[1]:
         found = [(Correction(update.Z, np.zeros(0), 0), True)] * len(inverses)

@@ -205,9 +205,15 @@ def test_roots_from_dense(method, dtype):
 
 
 def test_newton_schulz_says_when_it_is_of_no_use():
-    A = rotated(np.logspace(-6, 0, 20), np.ones((20, 1)), 0)[0]
-    with pytest.warns(rnla.AccuracyWarning, match="few right digits; use method='eigh'"):
-        rnla.SqrtRoots.from_dense(A.astype(np.float32), method="newton_schulz")
+    for kappa in (1e6, 3e4):
+        A = rotated(np.logspace(-np.log10(kappa), 0, 20), np.ones((20, 1)), 0)[0].astype(np.float32)
+        with pytest.warns(rnla.AccuracyWarning, match="few right digits in single .* the eigendecomposition is used"):
+            roots = rnla.SqrtRoots.from_dense(A, method="newton_schulz")
+        assert np.array_equal(roots.S_inv, rnla.SqrtRoots.from_dense(A).S_inv)
+    A = rotated(np.logspace(-3.5, 0, 20), np.ones((20, 1)), 0)[0].astype(np.float32)
+    assert not np.array_equal(
+        rnla.SqrtRoots.from_dense(A, method="newton_schulz").S, rnla.SqrtRoots.from_dense(A).S
+    )  # warnings are errors: none came
     with pytest.raises(ValueError, match="A must be positive definite for method='newton_schulz'"):
         rnla.SqrtRoots.from_dense(np.diag([1.0, -1.0]), method="newton_schulz")
 

@@ -29,6 +29,47 @@ def test_a_sliding_window_does_not_lose_accuracy():
     assert errors[1] <= 2 * max(errors[0], tol)
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_root_is_corrected_until_its_rank_has_doubled(inverse):
+    n, window, tol = 150, 12, 1e-10
+    rng = np.random.default_rng(0)
+    d, columns = rng.uniform(0.1, 1, n), rng.standard_normal((120, n))
+    stream, ranks = rnla.StreamingSqrt(d, tol=tol), []
+    for step, z in enumerate(columns, 1):
+        stream.update(z)
+        if step <= window:
+            continue
+        stream.downdate(columns[step - 1 - window])
+        root = stream.inv_sqrt() if inverse else stream.sqrt()
+        ranks.append(root.rank)
+        if step in (20, 120):
+            kept = columns[step - window : step]
+            W = np.diag(d) + kept.T @ kept
+            if inverse:
+                assert np.linalg.norm(root @ (W @ root.to_dense()) - np.eye(n), 2) <= 10 * tol * root.kappa**0.5
+            else:
+                assert np.linalg.norm(matrix(root) - W, 2) <= 10 * tol * np.linalg.norm(W, 2)
+            assert root.residual_norm() <= 10 * tol * (root.kappa**0.5 if inverse else root.high)
+    steps = np.diff(ranks)
+    assert 1 <= np.sum(steps < -window) < np.sum(steps > 0)  # built anew, and more often corrected
+    assert max(ranks) <= 2 * min(ranks) + 8 * window
+
+
+def test_corrections_stop_where_the_interval_or_the_precision_ends():
+    rng = np.random.default_rng(0)
+    d, Z = rng.uniform(0.1, 1, 200), rng.standard_normal((200, 10))
+    for new in (10 * Z[:, 0], 0.9j * Z[:, 0], Z[:, :0], -Z[:, 0], rng.standard_normal((200, 3))):
+        stream = rnla.StreamingSqrt(d).update(Z)
+        stream.sqrt()
+        stream.update(new)
+        columns = np.column_stack([Z, new])
+        W = np.diag(d) + columns @ columns.conj().T
+        assert np.linalg.norm(matrix(stream.sqrt()) - W, 2) <= 1e-7 * np.linalg.norm(W, 2)
+    stream.update(Z[:, 1]).downdate(2 * Z[:, 2])
+    with pytest.raises(rnla.NotPositiveDefiniteError):
+        stream.sqrt()
+
+
 def test_a_downdate_undoes_an_update():
     rng = np.random.default_rng(0)
     d, Z = rng.uniform(0.1, 1, 80), rng.standard_normal((80, 3))

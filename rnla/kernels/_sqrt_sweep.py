@@ -90,7 +90,8 @@ def sqrt_sweep_product(d, Z, tau, B):
 
 
 def _spans(n, width):
-    rows = min(1024, max(128, _ENTRIES // max(width, 1)))
+    # A Gram matrix is written once a block: with fewer rows than columns that would take longer than the products.
+    rows = min(1024, max(2 * width, _ENTRIES // max(width, 1)))
     return [(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
@@ -111,9 +112,10 @@ def _block(d, z, tau, with_columns=False):
     if is_numpy_array(z):
         N, k, b = len(tau), z.shape[1], z.shape[0]
         out = np.empty(((N + with_columns) * k, b), z.dtype)
-        np.multiply(inverse[:, None, :], z.T[None, :, :], out=out[: N * k].reshape(N, k, b))
+        zt = np.ascontiguousarray(z.T)
+        np.multiply(inverse[:, None, :], zt[None, :, :], out=out[: N * k].reshape(N, k, b))
         if with_columns:
-            out[N * k :] = z.T
+            out[N * k :] = zt
         return out
     Y = xp.reshape(inverse[:, None, :] * z.T[None, :, :], (len(tau) * z.shape[1], z.shape[0]))
     return xp.concat([Y, z.T], axis=0) if with_columns else Y

@@ -151,10 +151,18 @@ def _block_solver(tangent, axis, density):
     space, xp, r = tangent.space, tangent.xp, tangent.sizes[2]
     X = tangent.V if axis == 0 else tangent.U
     Xc = xp.conj(X) if tangent.complex else X
-    outer = xp.reshape(Xc[:, :, None] * X[:, None, :], (X.shape[0], r * r))
+    # The blocks are Hermitian: sums for their upper triangles are enough.
+    upper = np.triu_indices(r)
+    at = [xp.asarray(i, device=device(X)) for i in upper]
+    outer = xp.take(Xc, at[0], axis=1) * xp.take(X, at[1], axis=1)
     ones = xp.ones(space.count, dtype=X.dtype, device=device(X)) * tangent.data_weight
     sums = space.right(ones, outer) if axis == 0 else space.left(ones, outer)
-    blocks = xp.reshape(sums, (-1, r, r))
+    place = np.zeros((r, r), dtype=np.int64)
+    place[upper] = place.T[upper] = np.arange(len(upper[0]))
+    blocks = xp.reshape(xp.take(sums, xp.asarray(place.reshape(-1), device=device(X)), axis=1), (-1, r, r))
+    if tangent.complex:
+        below = xp.asarray(np.tri(r, k=-1, dtype=bool), device=device(X))
+        blocks = xp.where(below[None, :, :], xp.conj(blocks), blocks)
     where = device(X)
     diagonal = tangent.weights_of.outer + REGULARISATION * density
     blocks = blocks + xp.eye(r, dtype=X.dtype, device=where)[None, :, :] * diagonal[None, None, :]

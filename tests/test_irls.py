@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnla
+from rnla import _entry_space
 from rnla._entry_space import EntrySpace
 from rnla._hankel_space import HankelSpace
 from rnla._irls import Run, Settings, solve
 from rnla._tangent_solve import Tangent, Weights, preconditioner
+from rnla.kernels import _csr
 
 EPS = np.finfo(float).eps
 TIGHT = Settings(cg_tol=1e-14, cg_max_iter=2000, continuation=False)
@@ -192,6 +194,32 @@ def test_the_nuclear_norm_is_that_of_soft_thresholding():
         X = (U * np.maximum(s - reg, 0)) @ Vh
     assert np.linalg.norm((found.U * found.s) @ found.V.T - X) <= 2e-3 * np.linalg.norm(X)
     assert relative_error(solved(problem, 12, p=1.0, reg=reg, tol=1e-9, max_iter=1000), X) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "complex128"])
+def test_products_out_of_the_cache_are_those_within(dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    m, n, w = 70, 50, 3
+    rows, cols = (i.astype(np.int32) for i in np.nonzero(rng.random((m, n)) < 0.3))
+    X, Y, values = (rng.standard_normal(shape).astype(dtype) for shape in ((n, w), (m, w), len(rows)))
+    if dtype == "complex128":
+        X, Y, values = X * (1 + 2j), Y * (2 - 1j), values * 1j ** np.arange(len(values))
+    S = np.zeros((m, n), dtype)
+    S[rows, cols] = values
+    monkeypatch.setattr(_csr, "PANEL_ROWS", 16)
+    for limit in (1 << 60, 0):
+        for module, name in (
+            (_entry_space, "_SMALL"),
+            (_entry_space, "_NEAR"),
+            (_entry_space, "_CACHED"),
+            (_csr, "SMALL"),
+        ):
+            monkeypatch.setattr(module, name, limit)
+        space = EntrySpace(rows, cols, (m, n))
+        bound = 50 * np.finfo(dtype).eps * abs(S).max() * n
+        assert abs(space.right(values, X) - S @ X).max() <= bound
+        assert abs(space.left(values, Y) - S.conj().T @ Y).max() <= bound
+        assert abs(space.sampled(Y, X) - (Y @ X.T)[rows, cols]).max() <= bound
 
 
 def test_space_of_entries_on_torch_is_that_of_numpy():

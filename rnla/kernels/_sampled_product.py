@@ -6,6 +6,7 @@ from array_api_compat import array_namespace, is_cupy_namespace, is_numpy_namesp
 from rnla.kernels._threads import map_blocks
 
 _ENTRIES = 1 << 14  # at a time, and for each core
+_COLUMNS = 4096  # at a time, and for each core, in panels
 _COMPILE_FROM = 1 << 16  # multiplications from which the compiled loop is worth importing Numba
 _GATHERED = 8192  # entries at a time of the reference: its gathered rows stay in the cache
 
@@ -43,6 +44,37 @@ def sampled_product(L, R, rows, cols):
         _sampled_product_cpu.sampled_product(L, R, rows, cols, out, start, stop)
 
     map_blocks(run, rows.size, block=_ENTRIES)
+    return out
+
+
+def sampled_product_panels(L, R, panels, count):
+    """Return the same for positions in the form of `adjoint_panels`, where L and R are too large for the cache.
+
+    Parameters
+    ----------
+    L, R : ndarray, shapes (m, w) and (n, w)
+        Factors of one dtype.
+    panels : list of tuple
+        First row, place in the result, row within the panel and end of each column, as `adjoint_panels` makes them of
+        a CSR matrix of the numbers ``0..N-1``. The rows of L that one panel addresses stay in the cache.
+    count : int
+        Number of positions N.
+
+    Returns
+    -------
+    ndarray, shape (N,)
+        Dtype of the factors. ``2 N w`` flops.
+    """
+    from rnla.kernels import _sampled_product_cpu
+
+    out = np.empty(count, L.dtype)
+    L, R = np.ascontiguousarray(L), np.ascontiguousarray(R)
+    for first, places, rows, ends in panels:
+
+        def run(start, stop, L=L[first:], places=places, rows=rows, ends=ends):
+            _sampled_product_cpu.sampled_product_panel(L, R, places, rows, ends, out, start, stop)
+
+        map_blocks(run, len(ends) - 1, block=_COLUMNS)
     return out
 
 

@@ -98,27 +98,28 @@ def _iterate(solve, Z, sign, low, high, tol, size, caller):
     real = real_dtype(xp, Z.dtype)
     shifts = adi_shifts(low, high, node_count((high / low) ** 2, tol))
     U, D = Z[:, :0], xp.zeros((0,), dtype=real, device=place)
+    identity = xp.eye(k, dtype=Z.dtype, device=place)
     R, rest = Z, size
     for step in range(CYCLES * len(shifts)):
         if rest <= tol * size:
             return U, D, rest
         p = float(shifts[step % len(shifts)])
-        L = solve(p, R)
-        if U.shape[1]:
+        L, r = solve(p, xp.concat([U, R], axis=1)), U.shape[1]
+        if r:
             # X is a term of low rank in S + X: Sherman, Morrison and Woodbury.
-            N = solve(p, U)
-            core = adjoint(U) @ N + sign * _diagonal(1 / D, Z.dtype)
-            L = L - N @ xp.linalg.solve(core, adjoint(U) @ L)
+            G = adjoint(U) @ L
+            L = L[:, r:] - L[:, :r] @ xp.linalg.solve(G[:, :r] + sign * _diagonal(1 / D, Z.dtype), G[:, r:])
         V = math.sqrt(2 * p) * L
-        Y = _diagonal(xp.ones((k,), dtype=real, device=place), Z.dtype) + (sign / (2 * p)) * (adjoint(V) @ V)
+        Y = identity + (sign / (2 * p)) * (adjoint(V) @ V)
         mu, W = xp.linalg.eigh(Y)
         if not bool(xp.all(mu > 0)):
             raise NotPositiveDefiniteError(
                 f"{caller}: A - Z Z^H must be positive definite to working precision; it is not."
             )
         V = V @ W
-        U, D = xp.concat([U, V], axis=1), xp.concat([D, 1 / mu])
-        R = R - math.sqrt(2 * p) * (V * xp.astype(1 / mu, Z.dtype)[None, :]) @ adjoint(W)
+        weights = 1 / mu
+        U, D = xp.concat([U, V], axis=1), xp.concat([D, weights])
+        R = R - math.sqrt(2 * p) * (V * xp.astype(weights, Z.dtype)[None, :]) @ adjoint(W)
         rest = _square_norm(R)
     if rest > tol * size:
         warn_not_converged(caller, f"{len(D)} columns leave a relative residual of {rest / size:.1e}")
@@ -132,7 +133,7 @@ def _diagonal(d, dtype):
 
 def _square_norm(R):
     """Return ``||R R^H||_2``."""
-    return float(np.linalg.norm(to_host(adjoint(R) @ R), 2)) if R.shape[1] else 0.0
+    return max(float(np.linalg.eigvalsh(to_host(adjoint(R) @ R))[-1]), 0.0) if R.shape[1] else 0.0
 
 
 def _columns(Z, caller):

@@ -4,6 +4,7 @@ error     of the matrix in the Frobenius norm, relative to the true one
 solved    instances with an error below 1e-4
 """
 
+import importlib.util
 import time
 import warnings
 from pathlib import Path
@@ -160,7 +161,11 @@ def table_peers(options):
             "SoftImpute, full SVD": lambda stop, e=entries, lam=lam: completion_peers.soft_impute(e, lam, stop=stop),
             "ScaledGD": lambda stop, e=entries: completion_peers.scaled_gd(e, 5, stop=stop),
             "ALS": lambda stop, e=entries: completion_peers.alternating_least_squares(e, 5, stop=stop),
+            "fancyimpute's SoftImpute": lambda stop, e=entries: completion_peers.fancyimpute_soft_impute(e, 5),
         }.items():
+            if "fancyimpute" in name and not _fancyimpute_works():
+                print("fancyimpute is not installed, or cvxpy, which it imports: left out")
+                continue
             begin = time.perf_counter()
 
             def stop(L, R, begin=begin, truth=truth):
@@ -177,6 +182,10 @@ def table_peers(options):
         "s": lambda row: number(row["seconds"], ".2f"), "over rnla": lambda row: number(row["ratio"], ".3g"),
         "error": lambda row: number(row["error"]),
     }  # fmt: skip
+
+
+def _fancyimpute_works():
+    return all(importlib.util.find_spec(name) for name in ("fancyimpute", "cvxpy"))
 
 
 def table_growth(options):

@@ -4,6 +4,9 @@ Each takes entries and returns ``L, R`` with the matrix ``L @ R.T``; `stop` is c
 and ends the run by returning True.
 """
 
+import contextlib
+import io
+
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
@@ -49,6 +52,25 @@ def soft_impute(entries, lam, *, max_iter=100, stop=None, X=None, tol=1e-5):
         if change < tol or (stop is not None and stop(L, R)):
             break
     return L, R
+
+
+def fancyimpute_soft_impute(entries, k, *, max_iter=100):
+    """SoftImpute of the package fancyimpute, with its randomised SVD of rank k and its default threshold.
+
+    Its last release passes an argument that scikit-learn has renamed since.
+    """
+    import fancyimpute
+    import sklearn.utils
+
+    def check_array(X, *, force_all_finite=True):
+        return sklearn.utils.check_array(X, ensure_all_finite=force_all_finite)
+
+    fancyimpute.solver.check_array = fancyimpute.soft_impute.check_array = check_array
+    X = np.full(entries.shape, np.nan)
+    X[entries.rows, entries.cols] = entries.values
+    with contextlib.redirect_stdout(io.StringIO()):
+        filled = fancyimpute.SoftImpute(max_rank=k, max_iters=max_iter, verbose=False).fit_transform(X)
+    return filled, np.eye(entries.shape[1])
 
 
 def scaled_gd(entries, k, *, max_iter=5000, stop=None, step=0.2):

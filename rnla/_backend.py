@@ -119,7 +119,9 @@ def from_host(X, xp, dtype, device):
         X = X.real
     if is_numpy_namespace(xp):
         return X.astype(dtype, copy=False)
-    return xp.asarray(np.ascontiguousarray(X), dtype=dtype, device=device)
+    X = np.ascontiguousarray(X)
+    # A single row or column in reverse counts as contiguous with its negative stride, which torch refuses.
+    return xp.asarray(X.copy() if min(X.strides, default=0) < 0 else X, dtype=dtype, device=device)
 
 
 def columns(xp, rows, count, *, dtype, device):

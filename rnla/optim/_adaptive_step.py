@@ -149,21 +149,77 @@ def adaptive_step(params, state, batch, cfg):
     >>> losses[-1] < 0.9 * losses[0]
     True
     """
-    loss, (x, y), step = likelihood(cfg.loss), batch, state.step + 1
     cfg.layer.checked("rnla.optim.mlp.adaptive_step")
+    loss, (x, y), step = likelihood(cfg.loss), batch, state.step + 1
+    z, cache = forward(params, x, cfg.acts)
+    grads = backward(params, cache, loss.dz(z, y))[0]
+
+    def value(moved):
+        return loss.value(forward(moved, x, cfg.acts)[0], y)
+
+    def statistics():
+        part = x[part_of_batch(x.shape[0], cfg.statistics_share, step), ...]
+        z, cache = forward(params, part, cfg.acts)
+        y = loss.sample(z, np.random.SeedSequence([cfg.seed, step, 2**20]))
+        hs = backward(params, cache, loss.dz(z, y))[1]
+        count = part.shape[0]
+        factors = [
+            (input_factor(a), output_factor(h, terms=count)) for a, h in zip(cache.inputs, hs, strict=True)
+        ]  # fmt: skip
+        return factors, neighbour_factors(cache.inputs, hs) if cfg.tridiagonal else []
+
+    def tangents(directions):
+        z, cache = forward(params, x[part_of_batch(x.shape[0], cfg.model_share, state.step), ...], cfg.acts)
+        return z, [jvp(params, cache, D) for D in directions]
+
+    problem = Problem(loss, loss.value(z, y), grads, value, statistics, tangents)
+    return adaptive_update(params, state, problem, cfg)
+
+
+class Problem(NamedTuple):
+    """What a step asks of a network and a batch; weights are lists of arrays (q, p).
+
+    Attributes
+    ----------
+    loss : Likelihood
+        Of the outputs.
+    before : array, shape ()
+        Loss, without the penalty of the weights.
+    grads : list of array
+        Its gradients.
+    value : callable
+        ``weights -> array, shape ()``: loss of the same batch at other weights.
+    statistics : callable
+        ``() -> (factors, neighbours)``: the factors (A, G) of every layer for targets drawn from the model, from a part
+        of the batch, and for the block-tridiagonal inverse those of neighbouring layers.
+    tangents : callable
+        ``directions -> (z, changes)``: outputs for a part of the batch, and their derivative along each direction.
+    """
+
+    loss: Any
+    before: Any
+    grads: list[Any]
+    value: Any
+    statistics: Any
+    tangents: Any
+
+
+def adaptive_update(params, state, problem, cfg):
+    """Take one step of `adaptive_step` for any network; returns what that returns."""
+    step = state.step + 1
     w1, w2 = (19 / 20) ** cfg.lam_every, (19 / 20) ** (cfg.gamma_every / 2)
     lam = cfg.lam0 if state.lam is None else state.lam
     gamma = math.sqrt(lam + cfg.eta) if state.gamma is None else state.gamma
 
-    z, cache = forward(params, x, cfg.acts)
-    before = loss.value(z, y) + _penalty(params, cfg.eta)
-    grads = [g + cfg.eta * W for g, W in zip(backward(params, cache, loss.dz(z, y))[0], params, strict=True)]
-    state = _with_statistics(state, params, x, loss, cfg, step)
+    before = problem.before + _penalty(params, cfg.eta)
+    grads = [g + cfg.eta * W for g, W in zip(problem.grads, params, strict=True)]
+    factors, off = problem.statistics()
+    state = _with_statistics(state, factors, off, cfg, step)
     search = GammaSearch(gamma, w2, cfg.gamma_every)
     candidates = search.candidates(step)
     due = step <= 3 or step % cfg.inverse_every == 0
     tried = [
-        _candidate(params, state, grads, x, loss, lam, value, cfg, due or value != gamma or state.inverse is None)
+        _candidate(state, grads, problem, lam, value, cfg, due or value != gamma or state.inverse is None)
         for value in candidates
     ]
     gamma = search.choose(candidates, [value for _, value, _, _ in tried])
@@ -172,7 +228,7 @@ def adaptive_step(params, state, batch, cfg):
     moved = [W + s for W, s in zip(params, delta, strict=True)]
     ratio = None
     if step % cfg.lam_every == 0 or cfg.reject:
-        after = loss.value(forward(moved, x, cfg.acts)[0], y) + _penalty(moved, cfg.eta)
+        after = problem.value(moved) + _penalty(moved, cfg.eta)
         predicted = float(value)
         ratio = float(after - before) / predicted if predicted else math.nan
     damping = LevenbergMarquardt(lam, w1)
@@ -193,24 +249,29 @@ def _penalty(params, eta):
     return sum(array_namespace(W).sum(W * W) for W in params) * eta / 2
 
 
-def _with_statistics(state, params, x, loss, cfg, step):
-    """Return the state with statistics of a part of the batch, for targets drawn from the model, and new inverses."""
-    count = max(round(cfg.statistics_share * x.shape[0]), 1)
-    z, cache = forward(params, x[_part(x.shape[0], count, step), ...], cfg.acts)
-    y = loss.sample(z, np.random.SeedSequence([cfg.seed, step]))
-    hs = backward(params, cache, loss.dz(z, y))[1]
-    layers = state.layers or tuple(LayerState() for _ in params)
-    layers = tuple(
-        layer.add_factors(input_factor(a), output_factor(h, terms=count), cfg.layer)
-        for layer, a, h in zip(layers, cache.inputs, hs, strict=True)
-    )
+def part_of_batch(total, share, step):
+    """Return the rows of a batch that a step looks at: another part each time."""
+    count = max(round(share * total), 1)
+    start = (step * count) % max(total - count + 1, 1)
+    return slice(start, start + count)
+
+
+def neighbour_factors(inputs, hs):
+    """Return ``E[a_i a_{i+1}^T]`` and ``E[g_i g_{i+1}^T]`` of neighbouring layers; the loss is a mean over rows."""
+    count = inputs[0].shape[0]
+    return [
+        (a.T @ b / count, g.T @ h * count)
+        for a, b, g, h in zip(inputs[:-1], inputs[1:], hs[:-1], hs[1:], strict=True)
+    ]  # fmt: skip
+
+
+def _with_statistics(state, factors, off, cfg, step):
+    """Return the state with the statistics of a batch, and new inverses where they are due."""
+    layers = state.layers or tuple(LayerState() for _ in factors)
+    layers = tuple(layer.add_factors(A, G, cfg.layer) for layer, (A, G) in zip(layers, factors, strict=True))
     if not cfg.tridiagonal:
         return _refreshed(state._replace(layers=layers), cfg, step)
     share = 1 - min(1 - 1 / step, cfg.layer.rho)
-    off = [
-        (a.T @ b / count, g.T @ h * count)
-        for a, b, g, h in zip(cache.inputs[:-1], cache.inputs[1:], hs[:-1], hs[1:], strict=True)
-    ]
     old = state.neighbours or off
     neighbours = tuple(
         (A + share * (new_A - A), G + share * (new_G - G)) for (A, G), (new_A, new_G) in zip(old, off, strict=True)
@@ -228,7 +289,7 @@ def _refreshed(state, cfg, step):
     return state._replace(layers=layers)
 
 
-def _candidate(params, state, grads, x, loss, lam, gamma, cfg, fresh):
+def _candidate(state, grads, problem, lam, gamma, cfg, fresh):
     """Return the step for one damping of the factors, the value of the model, and the coefficients."""
     inverse = state.inverse
     if cfg.tridiagonal:
@@ -241,20 +302,18 @@ def _candidate(params, state, grads, x, loss, lam, gamma, cfg, fresh):
         inverse = [layer.damp(cfg.layer, gamma**2).damped for layer in state.layers] if fresh else inverse
         directions = [-precondition(g, *damped) for g, damped in zip(grads, inverse, strict=True)]
     spanned = [directions] if state.last is None or not cfg.momentum else [directions, state.last]
-    coef, value = _model(params, spanned, grads, x, loss, lam + cfg.eta, cfg, state.step)
+    coef, value = _model(spanned, grads, problem, lam + cfg.eta)
     xp = array_namespace(grads[0])
     coef = xp.astype(coef, grads[0].dtype)
-    step = [sum(coef[i] * D[j] for i, D in enumerate(spanned)) for j in range(len(params))]
+    step = [sum(coef[i] * D[j] for i, D in enumerate(spanned)) for j in range(len(grads))]
     return step, value, coef, inverse
 
 
-def _model(params, directions, grads, x, loss, damping, cfg, step):
+def _model(directions, grads, problem, damping):
     """Minimise the quadratic model with the exact Fisher matrix of a part of the batch along the directions."""
-    xp = array_namespace(x)
-    count = max(round(cfg.model_share * x.shape[0]), 1)
-    z, cache = forward(params, x[_part(x.shape[0], count, step), ...], cfg.acts)
-    changes = [jvp(params, cache, D) for D in directions]
-    images = [loss.fisher_matmul(z, change) for change in changes]
+    z, changes = problem.tangents(directions)
+    xp, count = array_namespace(z), z.shape[0]
+    images = [problem.loss.fisher_matmul(z, change) for change in changes]
 
     def inner(X, Y):
         return sum(xp.sum(V * W) for V, W in zip(X, Y, strict=True))
@@ -266,9 +325,3 @@ def _model(params, directions, grads, x, loss, damping, cfg, step):
         for change, D in zip(changes, directions, strict=True)
     ])  # fmt: skip
     return solve_quadratic_model(K, xp.stack([inner(grads, D) for D in directions]))
-
-
-def _part(total, count, step):
-    """Return the rows of the batch that a step looks at: another part each time."""
-    start = (step * count) % max(total - count + 1, 1)
-    return slice(start, start + count)

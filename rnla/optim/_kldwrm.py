@@ -93,7 +93,7 @@ def kldwrm_residual(r_prev, Fs_prev, rho):
     return rho * (r_prev + Fs_prev)
 
 
-def kldwrm_step(g, A_bar, G_bar, A, G, lam, damping=0.0, *, solver="kron_sum"):
+def kldwrm_step(g, A_bar, G_bar, A, G, lam, damping=0.0, *, mode="relative", solver="kron_sum"):
     """Compute the step of the quadratic model (Q) for a layer: ``-(lam A_bar kron G_bar + A kron G)^-1 g``.
 
     Parameters
@@ -107,7 +107,9 @@ def kldwrm_step(g, A_bar, G_bar, A, G, lam, damping=0.0, *, solver="kron_sum"):
     lam : float
         Inverse of the learning rate, positive.
     damping : float
-        Added to the averaged factors, as their largest eigenvalues times it.
+        Added to the averaged factors.
+    mode : {"relative", "pi", "pi-fro"}
+        How it is split, as for `split_damping`.
     solver : {"kron_sum", "factor_sum"}
         ``kron_sum``: exactly. ``factor_sum``: with ``(A_bar + A / lam) kron (G_bar + G / lam)``, as published.
 
@@ -136,12 +138,13 @@ def kldwrm_step(g, A_bar, G_bar, A, G, lam, damping=0.0, *, solver="kron_sum"):
     caller = "rnla.optim.kldwrm_step"
     real_arrays(caller, g=g, A_bar=A_bar, G_bar=G_bar, A=A, G=G)
     check_choice(solver, "solver", ("kron_sum", "factor_sum"), caller)
+    check_choice(mode, "mode", ("relative", "pi", "pi-fro"), caller)
     check_damping(damping, "damping", caller)
     if not lam > 0:
         raise ValueError(f"{caller}: lam must be positive; got {lam}.")
     if solver == "factor_sum":
-        return -precondition(g, A_bar + A / lam, G_bar + G / lam, damping) / lam
-    delta_A, delta_G = split_damping(A_bar, G_bar, damping, mode="relative")
+        return -precondition(g, A_bar + A / lam, G_bar + G / lam, damping, mode=mode) / lam
+    delta_A, delta_G = split_damping(A_bar, G_bar, damping, mode=mode)
     return -kron_sum_solve(ridged(A_bar, delta_A), ridged(G_bar, delta_G), A / lam, G, g) / lam
 
 

@@ -1,6 +1,6 @@
 """Damping of Kronecker factors, and the preconditioned gradient."""
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_torch_array
 
 from rnla._backend import eps_of
 from rnla._rangefinder import check_choice
@@ -244,8 +244,10 @@ def _applied(V, A, G):
     # U_G (...) + (...) U_A^T as one product, whose result is the only large array besides the scaled V.
     tall = xp.concat([right * A.weights, G.U], axis=1)
     flat = xp.concat([A.U.T, (G.weights * A.base)[:, None] * left], axis=0)
-    W = tall @ flat
-    W += (A.base * G.base) * V
+    W, base = tall @ flat, A.base * G.base
+    if is_torch_array(W):
+        return W.addcmul_(V, base)  # without a matrix for the product
+    W += base * V
     return W
 
 

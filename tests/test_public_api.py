@@ -12,6 +12,7 @@ import rnla.impute
 import rnla.optim
 import rnla.plotting
 import rnla.tensors
+import rnla.torch
 
 API_PAGE = Path(__file__).parents[1] / "docs" / "api.rst"
 SUBMODULES = {
@@ -24,6 +25,7 @@ SUBMODULES = {
     "sketch": rnla.sketch,
     "tensors": rnla.tensors,
     "testing": rnla.testing,
+    "torch": rnla.torch,
 }
 
 

@@ -1,0 +1,351 @@
+"""K-FAC that chooses its own step length, momentum and damping, for PyTorch models."""
+
+import contextlib
+import itertools
+import warnings
+
+import torch
+from torch.func import functional_call, jvp
+
+from rnla._backend import key_from_rng
+from rnla._rangefinder import check_choice, check_count
+from rnla.optim import LayerConfig
+from rnla.optim import likelihood as likelihood_of
+from rnla.optim._adaptive_step import (
+    AdaptiveConfig,
+    AdaptiveState,
+    Problem,
+    adaptive_update,
+    neighbour_factors,
+    part_of_batch,
+)
+from rnla.torch._collect import LIKELIHOODS, Collector
+from rnla.torch._plain import from_plain, to_plain
+
+
+class AdaptiveKFAC(torch.optim.Optimizer):
+    """K-FAC of Martens and Grosse with everything in it: no learning rate, hardly anything to tune.
+
+    Each step is the minimiser of a quadratic model with the exact Fisher matrix along the preconditioned gradient and
+    the last step; how well the model predicted the loss sets its damping, and the damping of the factors is searched
+    for. It wants large batches, of some hundred examples at least.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Every trainable parameter must belong to a linear layer or a convolution. Without dropout: the loss is computed
+        twice and must be the same function.
+    likelihood : {"softmax", "logistic", "gaussian"}
+        The loss as a negative log-likelihood of the outputs, averaged over the batch: ``cross_entropy``; binary
+        cross-entropy with logits, summed over the outputs; half the squared distance.
+    lam0 : float
+        Damping of the quadratic model at the beginning.
+    eta : float
+        Coefficient of ``||weights||**2 / 2``, which is added to the loss here.
+    lam_every, gamma_every, inverse_every : int
+        Steps between updates of that damping, searches for the damping of the factors, and refreshed inverses.
+    statistics_share, model_share : float
+        Shares of the batch for the statistics, which take a further pass with targets drawn from the model, and for
+        the products with the exact Fisher matrix.
+    momentum : bool
+        Let the model combine the new direction with the last step.
+    tridiagonal : bool
+        Invert the block-tridiagonal approximation: for models that are a chain of linear layers.
+    reject : bool
+        Undo a step that raised the loss, and raise the damping.
+    averaging : float
+        Largest weight of the past in the average of the weights; see `averaged`.
+    rho, method, rank, oversampling, products, tail
+        As for `rnla.optim.LayerConfig`.
+    weight_sharing : {"expand", "reduce"}
+        As for `rnla.optim.input_factor`.
+    rng : None, int or numpy.random.Generator
+        Source of the targets that are drawn, and of random blocks.
+
+    Attributes
+    ----------
+    info : dict
+        Of the last step; see `rnla.optim.mlp.adaptive_step`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range, a parameter has no block, or with `tridiagonal` the model is no chain.
+
+    Notes
+    -----
+    A step costs a forward and backward pass of the batch, one of `statistics_share` of it, two tangent passes of
+    `model_share` of it (every `gamma_every` steps three times two), and every `lam_every` steps a forward pass more.
+    The numbers are those of `rnla.optim.mlp.adaptive_step`.
+
+    References
+    ----------
+    .. [1] Martens, Grosse, ICML 2015, arXiv 1503.05671.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rnla.torch import AdaptiveKFAC
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> x = torch.randn(120, 4)
+    >>> y = x[:, :3].argmax(dim=1)
+    >>> def closure():
+    ...     output = model(x)
+    ...     return torch.nn.functional.cross_entropy(output, y), output
+    >>> opt = AdaptiveKFAC(model, lam0=1.0, rng=0)
+    >>> losses = [float(opt.step(closure)) for _ in range(20)]
+    >>> losses[-1] < 0.5 * losses[0]
+    True
+    """
+
+    def __init__(
+        self, model, *, likelihood="softmax", lam0=150.0, eta=1e-5, lam_every=5, gamma_every=20, inverse_every=20,
+        statistics_share=1 / 8, model_share=1 / 4, momentum=True, tridiagonal=False, reject=False, averaging=0.99,
+        rho=0.95, method="exact", rank=220, oversampling=10, products=None, tail="trace", weight_sharing="expand",
+        rng=None,
+    ):  # fmt: skip
+        caller = "rnla.torch.AdaptiveKFAC"
+        check_choice(likelihood, "likelihood", tuple(LIKELIHOODS), caller)
+        for name, value in (("lam_every", lam_every), ("gamma_every", gamma_every), ("inverse_every", inverse_every)):
+            check_count(value, name, caller)
+        _check_ranges(caller, lam0, eta, averaging, rho, statistics_share, model_share)
+        layer = LayerConfig(rho, "warmup", method, rank, oversampling, products, tail, damping_mode="pi")
+        key = key_from_rng(rng, caller)
+        seed = rng if isinstance(rng, int) else key
+        self._config = AdaptiveConfig(
+            (), LIKELIHOODS[likelihood], lam0, eta, lam_every, gamma_every, inverse_every, statistics_share,
+            model_share, momentum, tridiagonal, reject, layer.checked(caller), averaging, seed,
+        )  # fmt: skip
+        self._collector = Collector(
+            model, norm_layers="skip", fisher="mc", weight_sharing=weight_sharing, max_factor_dim=2**31, seed=seed,
+            caller=caller,
+        )  # fmt: skip
+        self._model, self._blocks = model, list(self._collector.blocks.values())
+        parameters = _checked_parameters(model, self._blocks, caller)
+        if tridiagonal:
+            _check_chain(self._blocks, self._collector.layers, caller)
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._state, self.info = AdaptiveState(), {}
+        super().__init__(parameters, {})
+
+    def step(self, closure):
+        """Take one step.
+
+        Parameters
+        ----------
+        closure : callable
+            Calls the model once on the batch and returns ``(loss, output)``, without a backward pass. The first
+            dimension of the inputs and of `output` counts the examples.
+
+        Returns
+        -------
+        Tensor, shape ()
+            The loss before the step. Where it is not finite, the weights stay and the damping is raised.
+        """
+        caller = "rnla.torch.AdaptiveKFAC.step"
+        if not self._model.training:
+            raise ValueError(f"{caller}: the model must be in training mode, model.train(); it is in evaluation mode.")
+        with torch.enable_grad(), _calls(self._model) as calls:
+            loss, output = _checked_result(closure(), caller)
+        if not calls:
+            raise ValueError(f"{caller}: closure must call the model; it did not.")
+        parameters = self.param_groups[0]["params"]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        grads = {id(p): torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)}
+        with torch.no_grad():
+            loss = loss.detach()
+            if not all(map(_finite, (loss, *grads.values()))):
+                return self._refuse(loss)
+            V = [block.matrix([grads[id(p)] for p in block.parameters()]) for block in self._blocks]
+            problem = Problem(
+                likelihood_of(self._config.loss), loss, V, lambda W: self._loss(W, closure),
+                lambda: self._statistics(calls[0], output.shape[0]),
+                lambda D: self._tangents(calls[0], output.shape[0], D),
+            )  # fmt: skip
+            moved, self._state, self.info = adaptive_update(self._weights(), self._state, problem, self._config)
+            self._write(moved)
+        return loss
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Put the average of the weights into the model for a ``with`` block: it is often better than the last ones."""
+        before = self._weights()
+        with torch.no_grad():
+            self._write(self._state.average or before)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self._write(before)
+
+    def state_dict(self):
+        """Return everything that the next steps need, as dicts, lists and tensors."""
+        return {"state": to_plain(self._state._asdict()), "blocks": [block.name for block in self._blocks],
+                "seed": self._config.seed, "param_groups": []}  # fmt: skip
+
+    def load_state_dict(self, state_dict):
+        """Go on from a `state_dict` of an optimizer of the same model.
+
+        Raises
+        ------
+        ValueError
+            If the layers are others.
+        """
+        names = [block.name for block in self._blocks]
+        if state_dict["blocks"] != names:
+            raise ValueError(
+                f"rnla.torch.AdaptiveKFAC.load_state_dict: state_dict must be of the layers {names}; "
+                f"got {state_dict['blocks']}."
+            )
+        state = AdaptiveState(**from_plain(state_dict["state"], self.param_groups[0]["params"][0].device))
+        for block, W in zip(self._blocks, state.average or [], strict=False):
+            if tuple(W.shape) != (block.q, block.p):
+                raise ValueError(
+                    f"rnla.torch.AdaptiveKFAC.load_state_dict: {block.name} must have shape {(block.q, block.p)}; "
+                    f"got {tuple(W.shape)}."
+                )
+        self._state = state
+        self._config = self._config._replace(seed=state_dict["seed"])
+        self._collector.seed = state_dict["seed"]
+
+    def remove_hooks(self):
+        """Take the hooks off the model; no further step can be taken."""
+        self._collector.remove_hooks()
+
+    def _weights(self):
+        # Copies: a view would follow the weights as they are written.
+        return [block.weight().clone() for block in self._blocks]
+
+    def _write(self, weights):
+        for block, W in zip(self._blocks, weights, strict=True):
+            block.write_weight(W)
+
+    def _refuse(self, loss):
+        lam = self._config.lam0 if self._state.lam is None else self._state.lam
+        lam = lam / (19 / 20) ** self._config.lam_every
+        self._state = self._state._replace(lam=lam)
+        self.info = {"loss": loss, "lam": lam, "gamma": self._state.gamma, "ratio": None}
+        return loss
+
+    def _loss(self, weights, closure):
+        """Return the loss at other weights."""
+        before = self._weights()
+        self._write(weights)
+        try:
+            return closure()[0].detach()
+        finally:
+            self._write(before)
+
+    def _statistics(self, call, size):
+        """Return the factors of every block for drawn targets, and those of neighbours."""
+        step, config = self._state.step + 1, self._config
+        args, kwargs = _part(call, size, part_of_batch(size, config.statistics_share, step))
+        self._collector.arm(step, keep=[block.name for block in self._blocks] if config.tridiagonal else ())
+        with torch.enable_grad():
+            self._collector.sample_fisher(self._model(*args, **kwargs), config.loss)
+        self._collector.disarm()
+        found = self._collector.take()
+        missing = [block.name for block in self._blocks if block.name not in found]
+        if missing:
+            raise ValueError(f"rnla.torch.AdaptiveKFAC.step: the model must use {', '.join(missing)}; it did not.")
+        found = [found[block.name] for block in self._blocks]
+        neighbours = []
+        if config.tridiagonal:
+            if any(part.rows[0].shape[1] > 1 for part in found):
+                raise ValueError("rnla.torch.AdaptiveKFAC.step: with tridiagonal inputs must have shape (N, d).")
+            inputs, hs = ([part.rows[i][:, 0] for part in found] for i in (0, 1))
+            neighbours = neighbour_factors(inputs, [h / h.shape[0] ** 0.5 for h in hs])
+        return [(part.A, part.G) for part in found], neighbours
+
+    def _tangents(self, call, size, directions):
+        """Return outputs for a part of the batch, and their derivatives along directions."""
+        args, kwargs = _part(call, size, part_of_batch(size, self._config.model_share, self._state.step))
+        primals = {self._names[id(p)]: p.detach() for p in self.param_groups[0]["params"]}
+        changes, z = [], None
+        for direction in directions:
+            tangents = {name: torch.zeros_like(p) for name, p in primals.items()}
+            for block, V in zip(self._blocks, direction, strict=True):
+                places = block.views([tangents[self._names[id(p)]] for p in block.parameters()])
+                for place, piece in zip(places, block.pieces(V), strict=True):
+                    place.copy_(piece)
+            with warnings.catch_warnings():
+                # On its first use PyTorch registers rules by a function that it deprecates.
+                warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)
+                z, change = jvp(lambda W: functional_call(self._model, W, args, kwargs), (primals,), (tangents,))
+            changes.append(change)
+        return z, changes
+
+
+@contextlib.contextmanager
+def _calls(model):
+    """Yield a list that gets the arguments of every call of the model."""
+    calls = []
+    handle = model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _part(call, size, rows):
+    """Return the arguments of a call for some examples: tensors whose first dimension counts all of them are cut."""
+
+    def cut(value):
+        return value[rows] if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == size else value
+
+    args, kwargs = call
+    return tuple(cut(value) for value in args), {key: cut(value) for key, value in kwargs.items()}
+
+
+def _finite(X):
+    return bool(torch.isfinite(X.sum()))
+
+
+def _checked_result(result, caller):
+    if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(X, torch.Tensor) for X in result):
+        raise TypeError(f"{caller}: closure must return the tensors (loss, output); got {type(result).__name__}.")
+    loss, output = result
+    if loss.ndim or not loss.requires_grad:
+        raise ValueError(f"{caller}: closure must return a scalar loss with its graph; got shape {tuple(loss.shape)}.")
+    if output.ndim != 2:
+        raise ValueError(f"{caller}: closure must return outputs of shape (N, c); got {tuple(output.shape)}.")
+    return loss, output
+
+
+def _checked_parameters(model, blocks, caller):
+    """Return the parameters of the blocks, or raise if others are trained."""
+    if any(block.kind == "embedding" for block in blocks):
+        names = [block.name for block in blocks if block.kind == "embedding"]
+        raise ValueError(f"{caller}: the model must have linear layers and convolutions only; it has {names}.")
+    own = {id(p): p for block in blocks for p in block.parameters()}
+    others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+    if others or not own:
+        raise ValueError(
+            f"{caller}: every trainable parameter must belong to a linear layer or a convolution; "
+            f"got {', '.join(others) or 'none'}. Others may be frozen by requires_grad_(False)."
+        )
+    return list(own.values())
+
+
+def _check_chain(blocks, layers, caller):
+    """Raise unless every layer is linear and takes as many inputs as the one before has outputs."""
+    linear = all(block.kind == "linear" for block in blocks) and all(len(layer.modules) == 1 for layer in layers)
+    fits = linear and all(
+        after.p == before.q + (after.bias_parameter is not None) for before, after in itertools.pairwise(blocks)
+    )
+    if not fits:
+        raise ValueError(f"{caller}: with tridiagonal the model must be a chain of linear layers; got {blocks}.")
+
+
+def _check_ranges(caller, lam0, eta, averaging, rho, *shares):
+    if not lam0 > 0:
+        raise ValueError(f"{caller}: lam0 must be positive; got {lam0}.")
+    if not eta >= 0:
+        raise ValueError(f"{caller}: eta must not be negative; got {eta}.")
+    for name, value in (("averaging", averaging), ("rho", rho)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{caller}: {name} must be in [0, 1); got {value}.")
+    for name, value in zip(("statistics_share", "model_share"), shares, strict=True):
+        if not 0 < value <= 1:
+            raise ValueError(f"{caller}: {name} must be in (0, 1]; got {value}.")

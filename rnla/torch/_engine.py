@@ -1,0 +1,370 @@
+"""What all K-FAC optimizers do in a step: take in statistics, refresh inverses, precondition, clip."""
+
+import time
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rnla._backend import key_from_rng
+from rnla._errors import AccuracyWarning
+from rnla._rangefinder import check_choice, check_count
+from rnla.optim import graft, kl_clip, rms_clip
+from rnla.torch._checkpoint import decoded, encoded, size_of
+from rnla.torch._collect import Collector
+from rnla.torch._curvature import CORRECTIONS, curvature_of
+from rnla.torch._distributed import Sharer
+from rnla.torch._settings import at, check_options, layer_config
+
+DEFAULTS = {
+    "damping": 0.1, "damping_mode": "relative", "rho": 0.95, "ema": "const", "init": None, "factor_every": 10,
+    "inverse_every": 50, "method": "exact", "rank": 220, "oversampling": 10, "products": None, "tail": "trace",
+    "warm_start": True, "ekfac": False, "fisher": "empirical", "loss_average": "batch", "weight_sharing": "expand",
+    "max_positions": None, "patch_bytes": None, "batch_dim": 0, "kl_clip": None, "rms_clip": 0.07, "graft": None,
+    "norm_layers": "unit", "skip": (), "max_factor_dim": 8192, "factor_dtype": None, "inverse_dtype": None,
+    "grad_scaler": None, "process_group": None, "grad_worker_fraction": 1.0, "sync_grads": False, "stagger": False,
+    "correction": None, "correction_every": 5, "sample": None, "rng": None, "strict": False, "callback": None,
+}  # fmt: skip
+COLLECTED = (
+    "skip", "norm_layers", "fisher", "loss_average", "weight_sharing", "max_positions", "patch_bytes",
+    "max_factor_dim", "batch_dim", "grad_scaler", "seed",
+)  # fmt: skip
+BETAS, EPS = (0.9, 0.999), 1e-8  # of the Adam step to whose length an update is brought
+
+
+class KFACStats(NamedTuple):
+    """Counters of a preconditioner.
+
+    Attributes
+    ----------
+    steps : int
+        Steps taken.
+    skipped_updates : int
+        Statistics that were dropped because they had a NaN or an infinity.
+    failed_inversions : int
+        Decompositions that failed, after which the ones of the time before were kept.
+    seconds : dict of float
+        Time in ``statistics``, ``inversion`` and ``preconditioning``, as the host saw it.
+    ranks : dict of (int or None, int or None)
+        Ranks of A and G of every layer.
+    nu : float
+        Factor of the last clipping by the divergence.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rnla.torch import KFAC
+    >>> KFAC(torch.nn.Linear(3, 2)).stats.steps
+    0
+    """
+
+    steps: int
+    skipped_updates: int
+    failed_inversions: int
+    seconds: dict[str, float]
+    ranks: dict[str, tuple[Any, Any]]
+    nu: float
+
+
+class KFACRecord(NamedTuple):
+    """What a callback is told of a step.
+
+    Attributes
+    ----------
+    iteration : int
+        Number of the step, from 0.
+    nu : Tensor or float
+        Factor of the clipping by the divergence.
+    seconds : float
+        Time in the step.
+
+    Examples
+    --------
+    >>> from rnla.torch import KFACRecord
+    >>> KFACRecord(0, 1.0, 0.01).iteration
+    0
+    """
+
+    iteration: int
+    nu: Any
+    seconds: float
+
+
+class Engine:
+    """Curvature of a model and the updates that it gives; the public classes hold one."""
+
+    def __init__(self, model, options, caller):
+        unknown = sorted(set(options) - set(DEFAULTS))
+        if unknown:
+            raise TypeError(f"{caller}: unknown argument {', '.join(unknown)}; allowed are {', '.join(DEFAULTS)}.")
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"{caller}: model must be a torch.nn.Module; got {type(model).__name__}.")
+        self.options, self._caller = DEFAULTS | options, caller
+        check_options(self.options, caller)
+        check_choice(self.options["correction"], "correction", CORRECTIONS, caller)
+        check_count(self.options["correction_every"], "correction_every", caller)
+        rng, key = self.options["rng"], key_from_rng(self.options["rng"], caller)
+        # Seeds of single steps are made from it, as rnla.optim.mlp.kfac_step makes them.
+        self.options["seed"] = int(rng) if isinstance(rng, (int, np.integer)) else key
+        self.steps, self.curvatures, self.nu, self.collector = 0, {}, 1.0, None
+        self.seconds = {"inversion": 0.0, "preconditioning": 0.0}
+        self._groups, self._warned, self._adam = {}, set(), {}
+        self._config = layer_config(self.options, 0)
+        self.sharer = Sharer.of(self.options, caller)
+        self.model = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+    def select(self, params=None, groups=()):
+        """Precondition the layers of some parameters, all if None; what is known of layers is kept."""
+        if self.collector is not None:
+            self.collector.remove_hooks()
+        self.collector = Collector(
+            self.model, params=None if params is None else {id(p) for p in params}, caller=self._caller,
+            **{name: self.options[name] for name in COLLECTED},
+        )  # fmt: skip
+        self.regroup(groups)
+        known, self.curvatures = self.curvatures, {}
+        for name, block in self.collector.blocks.items():
+            self.curvatures[name] = known.get(name) or curvature_of(block, self.options)
+        if self.sharer is not None:
+            self.sharer.assign(self.curvatures)
+            self.collector.rank = self.sharer.rank
+        if self.collector.unsupported:
+            self.warn_once(
+                "unsupported", "these parameters keep their gradients, because their modules are of no supported kind: "
+                f"{', '.join(self.collector.unsupported)}", UserWarning,
+            )  # fmt: skip
+        self.arm()
+
+    def regroup(self, groups):
+        """Take over the settings of parameter groups."""
+        self._groups = {id(p): group for group in groups for p in group["params"]}
+
+    def arm(self):
+        """Prepare the hooks for the next step."""
+        config = layer_config(self.options, self.steps)
+        if self.steps % at(self.options["factor_every"], self.steps):
+            self.collector.disarm()
+            return
+        bases = {name: curvature.basis(config) for name, curvature in self.curvatures.items()}
+        self.collector.arm(
+            self.steps,
+            bases={name: basis for name, basis in bases.items() if basis is not None},
+            keep=[name for name, curvature in self.curvatures.items() if curvature.wants_rows(config)],
+        )
+
+    def updates(self, lr, *, grad_scale=None, decay=None):
+        """Take in the statistics, refresh what is due, and return the preconditioned gradients.
+
+        Parameters
+        ----------
+        lr : callable
+            Learning rate of a block.
+        grad_scale : float or Tensor, optional
+            Multiple of the loss whose gradients there are.
+        decay : callable, optional
+            Coefficient of half the square of the weights in the loss, for a block.
+
+        Returns
+        -------
+        list of (Block, Tensor)
+            Blocks with a gradient, and their clipped updates (q, p).
+        """
+        self._config = layer_config(self.options, self.steps)
+        self._take(grad_scale)
+        self._refresh()
+        start = time.perf_counter()
+        found = []
+        for name, curvature in self.curvatures.items():
+            block = curvature.block
+            g = block.gradient(curvature.padding)
+            if g is None:
+                continue
+            g = g if grad_scale is None else g / grad_scale
+            if decay is not None and decay(block):
+                g = g + decay(block) * block.weight(curvature.padding)
+            found.append((block, g, self._direction(name, curvature, g)))
+        updates = [(block, V[:, : block.p]) for block, V in self._clipped(found, lr)]
+        self.seconds["preconditioning"] += time.perf_counter() - start
+        return updates
+
+    def finish(self, start):
+        """Count the step, prepare the next one and call the callback."""
+        record = KFACRecord(self.steps, self.nu, time.perf_counter() - start)
+        self.steps += 1
+        self.arm()
+        if self.options["callback"] is not None:
+            self.options["callback"](record)
+
+    def setting(self, name, block=None):
+        """Return a setting at this step, that of the parameter group of a block if it has one."""
+        group = {} if block is None else self._groups.get(id(block.weight_parameter), {})
+        return at(group[name] if name in group else self.options[name], self.steps)
+
+    def _take(self, grad_scale):
+        """Fold what was collected into the averages."""
+        if not self.collector.armed:
+            return
+        found = self.collector.take(grad_scale if self.options["grad_scaler"] is None else None)
+        if self.sharer is not None:
+            found = self.sharer.averaged(found)
+        if not found and self.curvatures and self.options["fisher"] != "empirical":
+            self.warn_once(
+                "sample_fisher", f"call sample_fisher before the backward pass for fisher={self.options['fisher']!r}; "
+                "there are no statistics", UserWarning,
+            )  # fmt: skip
+        for name, part in found.items():
+            self.curvatures[name].add(part, self._config)
+
+    def _refresh(self):
+        """Refresh the inverses that are due, and those of layers that have statistics for the first time."""
+        every, count = self.setting("inverse_every"), len(self.curvatures)
+        due = []
+        for i, (name, curvature) in enumerate(self.curvatures.items()):
+            shift = i * every // count if self.options["stagger"] else 0
+            if curvature.informed and (not curvature.ready or (self.steps + shift) % every == 0):
+                rng = np.random.SeedSequence([self.options["seed"], self.steps, i])
+                due.append((name, curvature, self.setting("damping", curvature.block), rng))
+        if not due:
+            return
+        start = time.perf_counter()
+        if self.sharer is None:
+            lost = {name: curvature.refresh(self._config, damping, rng) for name, curvature, damping, rng in due}
+        else:
+            lost = self.sharer.refreshed(due, self._config)
+        self.seconds["inversion"] += time.perf_counter() - start
+        for name, factors in lost.items():
+            if factors:
+                text = f"factor {' and '.join(factors)} of layer {name} could not be decomposed"
+                if self.options["strict"]:
+                    raise ValueError(f"{self._caller}: {text}.")
+                self.warn_once(name, f"{text}; the inverse of the time before is used", AccuracyWarning)
+
+    def _direction(self, name, curvature, g):
+        if self.sharer is not None and not self.sharer.works_on(name):
+            return self.sharer.received(name, g)
+        V = curvature.direction(g, self._config, self.setting("damping", curvature.block), self.steps)
+        return V if self.sharer is None else self.sharer.sent(name, V)
+
+    def _clipped(self, found, lr):
+        """Bring the updates to the length that the options allow."""
+        result = []
+        for block, g, V in found:
+            if self.options["graft"] is not None:
+                V = graft(V, g if self.options["graft"] == "sgd" else self._adam_step(block, g))
+            limit = self.setting("rms_clip", block)
+            # Columns of zeros count for nothing.
+            filled = (block.q * block.p / V.numel()) ** 0.5
+            result.append((block, V if limit is None else rms_clip(V, limit * filled)))
+        kappa = self.setting("kl_clip")
+        if kappa is None or not result:
+            return result
+        rates = [lr(block) for block, _ in result]
+        if len(set(rates)) == 1:
+            self.nu = kl_clip([V for _, V in result], [g for _, g, _ in found], rates[0], kappa)
+        else:
+            products = zip(result, found, rates, strict=True)
+            scaled = [(V * rate, g * rate) for (_, V), (_, g, _), rate in products]
+            self.nu = kl_clip([V for V, _ in scaled], [g for _, g in scaled], 1.0, kappa)
+        return [(block, V * self.nu) for block, V in result]
+
+    def _adam_step(self, block, g):
+        """Return the step of Adam."""
+        m, v, count = self._adam.get(block.name, (torch.zeros_like(g), torch.zeros_like(g), 0))
+        m, v, count = m.lerp(g, 1 - BETAS[0]), v.lerp(g * g, 1 - BETAS[1]), count + 1
+        self._adam[block.name] = m, v, count
+        return m / (1 - BETAS[0] ** count) / ((v / (1 - BETAS[1] ** count)).sqrt() + EPS)
+
+    def warn_once(self, key, text, category):
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(f"{self._caller}: {text}.", category, stacklevel=_outside())
+
+    @property
+    def stats(self):
+        """Return the counters; reads them from the device."""
+        curvatures = self.curvatures.values()
+        return KFACStats(
+            self.steps,
+            int(sum(curvature.skipped() for curvature in curvatures)),
+            sum(curvature.failed for curvature in curvatures),
+            {"statistics": self.collector.seconds, **self.seconds},
+            {name: curvature.ranks() for name, curvature in self.curvatures.items()},
+            float(self.nu),
+        )
+
+    def summary(self):
+        """Return a table of the layers."""
+        head = ("layer", "kind", "q", "p", "method", "ranks (A, G)", "memory")
+        rows = [head]
+        for name, curvature in self.curvatures.items():
+            block = curvature.block
+            ranks = ", ".join("-" if rank is None else str(rank) for rank in curvature.ranks())
+            size = size_of([encoded(getattr(curvature, key)) for key in curvature.SAVED])
+            rows.append(
+                (name or "(model)", block.kind, str(block.q), str(block.p), curvature.method(self._config), ranks,
+                 f"{size / 2**20:.1f} MiB")
+            )  # fmt: skip
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    def memory_usage(self):
+        """Return the bytes of averages and inverses."""
+        return size_of(self._factors())
+
+    def state_dict(self, include_factors=True):
+        """Return the state as dicts of tensors and numbers."""
+        state = {"step": self.steps, "seed": self.options["seed"], "nu": float(self.nu), "complete": include_factors}
+        if include_factors:
+            state |= {"layers": self._factors(), "adam": {name: list(entry) for name, entry in self._adam.items()}}
+        return state
+
+    def check_state(self, state, caller):
+        """Raise unless a state fits the model."""
+        for name, entry in state.get("layers", {}).items():
+            if name not in self.curvatures:
+                raise ValueError(f"{caller}: state_dict must have layers of the model; got {name!r}, which is none.")
+            block = self.curvatures[name].block
+            if (entry["q"], entry["p"]) != (block.q, block.p):
+                raise ValueError(
+                    f"{caller}: layer {name!r} must have shape {(block.q, block.p)}; got {(entry['q'], entry['p'])}."
+                )
+
+    def load_state_dict(self, state):
+        """Take over a state."""
+        self.steps, self.options["seed"], self.nu = state["step"], state["seed"], state["nu"]
+        self.collector.seed = state["seed"]
+        self.collector.discard()
+        if not state["complete"]:
+            warnings.warn(
+                f"{self._caller}: the state has no factors; gradients are preconditioned again once there are new "
+                "statistics.", UserWarning, stacklevel=_outside(),
+            )  # fmt: skip
+        for name, entry in state.get("layers", {}).items():
+            curvature = self.curvatures[name]
+            like = curvature.block.weight_parameter
+            for key in curvature.SAVED:
+                setattr(curvature, key, decoded(entry[key], like))
+        for name, entry in state.get("adam", {}).items():
+            self._adam[name] = decoded(list(entry), self.curvatures[name].block.weight_parameter)
+        self.arm()
+
+    def _factors(self):
+        return {
+            name: {
+                "q": curvature.block.q, "p": curvature.block.p,
+                **{key: encoded(getattr(curvature, key)) for key in curvature.SAVED},
+            }
+            for name, curvature in self.curvatures.items()
+        }  # fmt: skip
+
+
+def _outside():
+    """Return the level of the first frame outside of this package, for warnings."""
+    import sys
+
+    frame, level = sys._getframe(1), 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("rnla.", "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,290 @@
+"""KLD-WRM: the numbers of the array version, layers that come and go, refused models, state that is carried on."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rnla.optim import LayerConfig, kldwrm_step, mlp, split_damping
+from rnla.torch._kldwrm import KLDWRM
+
+SIZES, ACTS = [6, 8, 4], ("tanh", "linear")
+INTERVALS = {"factor_every": 2, "inverse_every": 4}
+
+
+def network(sizes=SIZES, seed=0, extra=()):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        a, b, c = sizes
+        return torch.nn.Sequential(torch.nn.Linear(a, b), torch.nn.Tanh(), *extra, torch.nn.Linear(b, c)).double()
+
+
+def batch(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, SIZES[0]))
+    y = np.argmax(x @ rng.standard_normal((SIZES[0], SIZES[-1])), axis=1)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def matrices(model):
+    linear = [module for module in model if isinstance(module, torch.nn.Linear)]
+    return [torch.cat([m.weight, m.bias[:, None]], dim=1).detach().clone().numpy() for m in linear]
+
+
+def train(model, opt, steps, data=None, schedule=None):
+    x, y = data or batch()
+    losses = []
+    for _ in range(steps):
+        opt.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        opt.step()
+        if schedule is not None:
+            schedule.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("variant", ["so", "q", "qe"])
+@pytest.mark.parametrize("residual", ["gradient", "exact"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"q_solver": "factor_sum", "kl_clip": 1e-2, "rms_clip": None},
+        {"momentum": 0.5, "nesterov": True, "weight_decay": 1e-3},
+    ],
+    ids=["plain", "kl", "momentum"],
+)
+def test_steps_are_those_of_the_array_version(variant, residual, options):
+    model, (x, y) = network(), batch()
+    params, state = matrices(model), mlp.KFACState()
+    opt = KLDWRM(model, lr=0.1, variant=variant, residual=residual, rho=0.5, rng=3, **INTERVALS, **options)
+    cfg = mlp.KFACConfig(
+        ACTS, lr=0.1, variant=variant, residual=residual, layer=LayerConfig(rho=0.5), seed=3, **INTERVALS, **options
+    )
+    for _ in range(20):
+        (loss,) = train(model, opt, 1)
+        params, state, info = mlp.kfac_step(params, state, (x.numpy(), y.numpy()), cfg)
+        assert abs(loss - float(info.loss)) <= 1e-9
+    # Rounding of 20 steps, each of which magnifies it by up to the inverse of the relative damping.
+    largest = max(np.abs(W).max() for W in params)
+    assert all(np.abs(W - V).max() <= 1e-9 * (1 + largest) for W, V in zip(matrices(model), params, strict=True))
+
+
+@pytest.mark.parametrize("method", ["nystrom", "sre", "eigh"])
+def test_linear_variant_with_low_rank_inverses(method):
+    model, (x, y) = network(), batch()
+    params, state = matrices(model), mlp.KFACState()
+    opt = KLDWRM(model, lr=0.1, method=method, rank=4, oversampling=2, rng=1, **INTERVALS)
+    layer = LayerConfig(rho=0.33, method=method, rank=4, oversampling=2)
+    cfg = mlp.KFACConfig(ACTS, lr=0.1, variant="so", layer=layer, seed=1, **INTERVALS)
+    losses = train(model, opt, 20)
+    for _ in range(20):
+        params, state, _ = mlp.kfac_step(params, state, (x.numpy(), y.numpy()), cfg)
+    assert all(np.abs(W - V).max() <= 1e-9 for W, V in zip(matrices(model), params, strict=True))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("variant", ["so", "q"])
+def test_damping_that_is_split_by_the_traces(variant):
+    model, (x, y) = network(), batch()
+    params, state = matrices(model), mlp.KFACState()
+    train(model, KLDWRM(model, lr=0.1, variant=variant, rho=0.5, damping_mode="pi", **INTERVALS), 10)
+    cfg = mlp.KFACConfig(ACTS, lr=0.1, variant=variant, layer=LayerConfig(rho=0.5, damping_mode="pi"), **INTERVALS)
+    for _ in range(10):
+        params, state, _ = mlp.kfac_step(params, state, (x.numpy(), y.numpy()), cfg)
+    assert all(np.abs(W - V).max() <= 1e-9 for W, V in zip(matrices(model), params, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["relative", "pi", "pi-fro"])
+@pytest.mark.parametrize("solver", ["kron_sum", "factor_sum"])
+def test_a_step_of_the_quadratic_model_solves_its_equations(mode, solver):
+    rng = np.random.default_rng(0)
+    A_bar, A, G_bar, G = (X @ X.T for X in (rng.standard_normal((d, d)) for d in (4, 4, 3, 3)))
+    g, lam, damping = rng.standard_normal((3, 4)), 7.0, 0.3
+    if solver == "kron_sum":
+        delta_A, delta_G = split_damping(A_bar, G_bar, damping, mode=mode)
+        F = lam * np.kron(A_bar + delta_A * np.eye(4), G_bar + delta_G * np.eye(3)) + np.kron(A, G)
+    else:
+        left, right = A_bar + A / lam, G_bar + G / lam
+        delta_A, delta_G = split_damping(left, right, damping, mode=mode)
+        F = lam * np.kron(left + delta_A * np.eye(4), right + delta_G * np.eye(3))
+    step = kldwrm_step(g, A_bar, G_bar, A, G, lam, damping, mode=mode, solver=solver)
+    exact = -np.linalg.solve(F, g.T.ravel()).reshape(4, 3).T
+    assert np.abs(step - exact).max() <= 1e3 * np.finfo(float).eps * np.linalg.cond(F) * np.abs(exact).max()
+
+
+@settings(max_examples=6)
+@given(
+    st.sampled_from(["so", "q", "qe"]), st.sampled_from(["gradient", "exact"]), st.floats(0.0, 0.9),
+    st.floats(0.02, 0.2), st.integers(1, 3), st.integers(0, 99),
+)  # fmt: skip
+def test_it_trains_and_stays_finite(variant, residual, rho, lr, every, seed):
+    model = network(seed=seed)
+    opt = KLDWRM(model, lr=lr, variant=variant, residual=residual, rho=rho, factor_every=every, inverse_every=every)
+    losses = train(model, opt, 15, batch(seed=seed))
+    assert losses[-1] < losses[0]
+
+
+def test_without_memory_the_linear_variant_does_not_look_back():
+    exact, gradient = (network(), network())
+    for model, residual in ((exact, "exact"), (gradient, "gradient")):
+        train(model, KLDWRM(model, lr=0.1, rho=0.0, residual=residual, **INTERVALS), 8)
+    assert all(np.array_equal(W, V) for W, V in zip(matrices(exact), matrices(gradient), strict=True))
+
+
+def test_schedules_and_functions_of_the_step_are_the_same():
+    def rate(step):
+        return 0.1 * 0.9**step
+
+    by_function, by_scheduler = network(), network()
+    train(by_function, KLDWRM(by_function, lr=rate, damping=lambda k: 0.1 + 0 * k, **INTERVALS), 10)
+    opt = KLDWRM(by_scheduler, lr=0.1, **INTERVALS)
+    train(by_scheduler, opt, 10, schedule=torch.optim.lr_scheduler.LambdaLR(opt, lambda k: 0.9**k))
+    # The scheduler multiplies the first rate by a power, the function computes it: one rounding apart.
+    assert all(np.abs(W - V).max() <= 1e-12 for W, V in zip(matrices(by_function), matrices(by_scheduler), strict=True))
+
+
+@pytest.mark.parametrize("variant", ["so", "q", "qe"])
+def test_a_rate_of_zero_at_the_end_of_a_schedule_moves_nothing(variant):
+    model = network()
+    opt = KLDWRM(model, lr={0: 0.1, 3: 0.0, 5: 0.1}, variant=variant, **INTERVALS)
+    train(model, opt, 3)
+    before = matrices(model)
+    train(model, opt, 2)
+    assert all(np.array_equal(W, V) for W, V in zip(before, matrices(model), strict=True))
+    train(model, opt, 1)
+    assert not np.array_equal(before[0], matrices(model)[0])
+
+
+@pytest.mark.parametrize("variant", ["so", "q", "qe"])
+def test_a_convolution_with_normalisation_and_dropout_trains(variant):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
+            torch.nn.Dropout(0.1), torch.nn.Linear(144, 3),
+        )  # fmt: skip
+        x, y = torch.randn(64, 1, 8, 8), torch.arange(64) % 3
+        x[torch.arange(64), 0, y] += 2.0
+        opt = KLDWRM(model, lr=0.1, variant=variant, factor_every=1, inverse_every=1)
+        losses = train(model, opt, 15, (x, y))
+    assert losses[-1] < 0.6 * losses[0]
+    assert model.training
+    assert model[4].training
+
+
+def test_a_layer_that_a_step_does_not_use_keeps_its_factor_and_is_not_corrected():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(3, 2)}).double()
+    opt = KLDWRM(model, lr=0.1, variant="q", factor_every=1)
+    x, y = torch.eye(3).double(), torch.tensor([0, 1, 1])
+    for used in ("a", "a", "b", "a", "b"):
+        before = {name: layer.weight.detach().clone() for name, layer in model.items()}
+        opt.zero_grad()
+        torch.nn.functional.cross_entropy(model[used](x), y).backward()
+        opt.step()
+        other = "b" if used == "a" else "a"
+        assert torch.equal(model[other].weight, before[other])
+        assert not torch.equal(model[used].weight, before[used])
+        assert list(opt._wake) == [used]
+
+
+@pytest.mark.parametrize("variant", ["so", "q", "qe"])
+def test_a_gradient_that_is_not_finite_changes_nothing(variant):
+    model, (x, y) = network(), batch()
+    opt = KLDWRM(model, lr=0.1, variant=variant, **INTERVALS)
+    train(model, opt, 2)
+    before, state = matrices(model), copy.deepcopy(opt.state_dict())
+    train(model, opt, 1, (x * float("nan"), y))
+    assert opt.skipped_steps == 1
+    assert all(np.array_equal(W, V) for W, V in zip(before, matrices(model), strict=True))
+    assert opt.state_dict()["state"]["step"] == state["state"]["step"]
+    assert all(np.isfinite(loss) for loss in train(model, opt, 5))
+
+
+@pytest.mark.parametrize("variant", ["so", "q", "qe"])
+def test_a_stored_optimizer_goes_on_bit_for_bit(variant):
+    def fresh():
+        model = network(extra=[torch.nn.LayerNorm(8)])
+        return model, KLDWRM(model, lr=0.1, variant=variant, momentum=0.5, rng=5, **INTERVALS)
+
+    model, opt = fresh()
+    train(model, opt, 20)
+    first, opt = fresh()
+    train(first, opt, 7)
+    file = io.BytesIO()
+    torch.save((first.state_dict(), opt.state_dict()), file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    second, opt = fresh()
+    second.load_state_dict(weights)
+    opt.load_state_dict(state)
+    train(second, opt, 13)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), second.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"0 must have a factor of dimension 6; got 7"):
+        KLDWRM(network([5, 8, 4], extra=[torch.nn.LayerNorm(8)]), variant=variant).load_state_dict(state)
+    with pytest.raises(ValueError, match="must be of the layers"):
+        KLDWRM(torch.nn.Linear(3, 2), variant=variant).load_state_dict(state)
+
+
+@pytest.mark.parametrize("variant", ["so", "qe"])
+def test_models_are_copied_and_pickled_and_hooks_can_be_removed(variant):
+    model, (x, _) = network(), batch()
+    opt = KLDWRM(model, lr=0.1, variant=variant)
+    model(x)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    assert all(torch.equal(other(x), model(x)) for other in copies)
+    assert not any(getattr(hook, "arguments", None) for other in copies for hook in other._forward_pre_hooks.values())
+    opt.remove_hooks()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_closure_is_called_with_gradients():
+    model, (x, y) = network(), batch()
+    opt = KLDWRM(model, lr=0.1)
+
+    def closure():
+        opt.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    losses = [float(opt.step(closure).detach()) for _ in range(10)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "text"),
+    [
+        (network, {"lr": -1}, r"lr must be positive; got -1\."),
+        (network, {"variant": "kfac"}, "variant must be one of 'so', 'q', 'qe'"),
+        (network, {"residual": "none"}, "residual must be one of"),
+        (network, {"q_solver": "cg"}, "q_solver must be one of"),
+        (network, {"rho": 1.0}, r"rho must be in \[0, 1\)"),
+        (network, {"method": "lu"}, "method must be one of"),
+        (network, {"method": "brand"}, "method must be one that keeps the averages"),
+        (network, {"variant": "q", "damping_mode": "joint"}, "damping_mode must split the damping for variant 'q'"),
+        (network, {"rank": "adaptive"}, "rank must be an integer"),
+        (network, {"rng": -1}, "rng as a seed must be"),
+        (network, {"factor_every": 0}, "factor_every must be at least 1"),
+        (lambda: torch.nn.Embedding(4, 2), {"variant": "q"}, "variant must be 'so' for a model with embeddings"),
+    ],
+)
+def test_bad_arguments_are_named(model, options, text):
+    with pytest.raises(ValueError, match=r"^rnla\.torch\.KLDWRM: .*" + text):
+        KLDWRM(model(), **options)
+
+
+def test_outputs_that_are_no_logits_are_named():
+    model = torch.nn.Linear(3, 2)
+    opt = KLDWRM(model, lr=0.1, variant="qe", factor_every=1)
+    with pytest.raises(ValueError, match=r"must return logits of shape \(N, c\) for variant 'qe'; got \(4, 5, 2\)"):  # noqa: PT012
+        for _ in range(2):
+            model(torch.ones(4, 5, 3)).sum().backward()
+            opt.step()

@@ -10,7 +10,7 @@ import torch
 from bench.harness import number
 from bench.optim_peers import available
 from rnla.torch._mnist import load_digits, load_mnist
-from rnla.torch.demo import network, table, train
+from rnla.torch._training import network, table, train
 
 BATCH, FACTOR_EVERY, INVERSE_EVERY = 256, 10, 50
 STEP_NAMES = (
@@ -31,19 +31,21 @@ PROTOTYPE_VGG = {"SGD, momentum": 52, "KFAC, inverses": 61.5, "SREKFAC, r=110": 
 
 def table_step(options):
     """Time of a training step with its share of statistics and inversions, over that of plain SGD (2)."""
-    rows = []
+    rows, optimizers = [], available(STEP_NAMES)
     cycles = 1 if options.quick else 3
     for width in (32, 64) if options.quick else (512, 1024, 2048):
         rng = np.random.default_rng(0)
         x = torch.from_numpy(rng.standard_normal((BATCH, 784)).astype(np.float32))
         y = torch.arange(BATCH) % 10
-        contenders = {
-            name: _Cycle(optimizer, width, x, y) for name, optimizer in available(STEP_NAMES).items()
-        }  # the first cycle has run
+        contenders = {name: _Steps(optimizer, width, x, y) for name, optimizer in optimizers.items()}
         times = {name: [] for name in contenders}
-        for _ in range(cycles):
-            for name, cycle in contenders.items():
-                times[name].append(cycle.seconds())
+        for cycle in range(cycles + 1):
+            spent = dict.fromkeys(contenders, 0.0)
+            for _ in range(INVERSE_EVERY):  # in turns, so that all see the same state of the machine
+                for name, steps in contenders.items():
+                    spent[name] += steps.seconds()
+            for name in contenders if cycle else ():  # the first one warms up
+                times[name].append(spent[name])
         base = times["SGD"]
         for name, values in times.items():
             rows.append({
@@ -58,21 +60,19 @@ def table_step(options):
     }  # fmt: skip
 
 
-class _Cycle:
-    """One network and its optimizer, timed over the steps between two inversions."""
+class _Steps:
+    """One network and its optimizer."""
 
     def __init__(self, optimizer, width, x, y):
         self.model, self.x, self.y = network(width, x.shape[1], 0), x, y
         self.optimizer = optimizer.make(self.model, factor_every=FACTOR_EVERY, inverse_every=INVERSE_EVERY)
-        self.seconds()
 
     def seconds(self):
-        """Return the seconds of the next cycle."""
+        """Return the seconds of the next step."""
         start = time.perf_counter()
-        for _ in range(INVERSE_EVERY):
-            self.optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(self.model(self.x), self.y).backward()
-            self.optimizer.step()
+        self.optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(self.model(self.x), self.y).backward()
+        self.optimizer.step()
         return time.perf_counter() - start
 
 

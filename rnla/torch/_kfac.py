@@ -5,12 +5,13 @@ import time
 import torch
 
 from rnla.torch._engine import Engine
+from rnla.torch._engine_methods import EngineMethods
 from rnla.torch._settings import at, check_setting, varies
 
 GROUP = ("lr", "momentum", "weight_decay", "damping", "rms_clip")  # settings that a group of parameters may have
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(EngineMethods, torch.optim.Optimizer):
     """Kronecker-factored approximate curvature (K-FAC), with exact inverses unless `method` says otherwise.
 
     Hooks collect the statistics of the layers during the forward and backward passes of the training loop, which stays
@@ -219,49 +220,6 @@ class KFAC(torch.optim.Optimizer):
         if "momentum_buffer" not in self.state[p]:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return self.state[p]["momentum_buffer"]
-
-    def sample_fisher(self, output, likelihood="softmax", *, class_dim=-1):
-        """Collect statistics for targets drawn from the model, or exact ones; call it before ``loss.backward()``.
-
-        Does nothing in steps without statistics. Gradients are left alone.
-
-        Parameters
-        ----------
-        output : Tensor
-            Outputs of the network, before the loss.
-        likelihood : {"softmax", "logistic", "squared", "gaussian"}
-            Distribution that they stand for; the loss is its negative logarithm.
-        class_dim : int
-            Dimension of the classes or components.
-
-        Raises
-        ------
-        ValueError
-            If `likelihood` is not one of the above.
-        """
-        self._engine.collector.sample_fisher(output, likelihood, class_dim=class_dim)
-
-    def skip_step(self):
-        """Forget the statistics of passes after which there is no step, because their gradients were not finite."""
-        self._engine.collector.discard()
-
-    def remove_hooks(self):
-        """Take the hooks off the model; the inverses stay as they are."""
-        self._engine.collector.remove_hooks()
-
-    @property
-    def unsupported(self):
-        """Names of trainable parameters that take plain gradient steps although nobody asked for it."""
-        return list(self._engine.collector.unsupported)
-
-    @property
-    def stats(self):
-        """Counters, times and ranks as `KFACStats`; reads them from the device."""
-        return self._engine.stats
-
-    def summary(self):
-        """Return a table of the layers with their shapes, methods, ranks and memory."""
-        return self._engine.summary()
 
     def memory_usage(self):
         """Return the bytes of averages, inverses and momentum."""

@@ -9,7 +9,7 @@ import torch
 from bench import harness, optim_theory, optim_training, optim_wake
 from bench.harness import number
 from bench.optim_factors import factors
-from rnla.optim import factor_inverse, precondition
+from rnla.optim import factor_inverse, factor_inverses, precondition
 
 RANK, OVERSAMPLING = 110, 10
 WIDTHS = (256, 512, 1024, 2048)
@@ -187,6 +187,36 @@ def table_settings(options):
     }  # fmt: skip
 
 
+def table_layers(options):
+    """Time to decompose the factors of many layers of one size: together, and one by one."""
+    rows, count = [], 4 if options.quick else 24
+    for d, method in ((16, "exact"), (64, "exact"), (128, "exact"), (64, "eigh"), (300, "nystrom")):
+        generator = torch.Generator().manual_seed(d)
+        scales = 1 / torch.arange(1, d + 1) ** 0.75
+        X = torch.randn(count, d, d, generator=generator) * scales
+        factors = list(X @ X.mT / d)
+        settings = {"method": method, "rank": 40}
+
+        def together(factors=factors, settings=settings, count=count):
+            return factor_inverses(factors, rngs=range(count), **settings)
+
+        def alone(factors=factors, settings=settings):
+            return [factor_inverse(M, rng=i, **settings) for i, M in enumerate(factors)]
+
+        pairs = list(zip(together(), alone(), strict=True))
+        error = max(float(torch.linalg.norm(A.dense() - B.dense()) / torch.linalg.norm(B.dense())) for A, B in pairs)
+        rows.append({
+            "method": method, "dim": d, "factors": count, "difference": error,
+            **harness.race(together, alone, repeats=7, budget=10),
+        })  # fmt: skip
+    return "layers", rows, {
+        "method": lambda row: row["method"], "dimension": lambda row: str(row["dim"]),
+        "factors": lambda row: str(row["factors"]), "ms together": lambda row: number(1e3 * row["seconds_ours"], ".2f"),
+        "one by one, times as long": lambda row: number(row["ratio"], ".2f"),
+        "relative difference": lambda row: number(row["difference"]),
+    }  # fmt: skip
+
+
 def table_spectra(options):
     """Count the eigenvalues above 1/33 and 1/1000 of the largest, against the width (6)."""
     rows = []
@@ -234,6 +264,7 @@ def table_direction(options):
 TABLES = {
     "inversion": table_inversion,
     "settings": table_settings,
+    "layers": table_layers,
     "spectra": table_spectra,
     "direction": table_direction,
     **optim_theory.TABLES,

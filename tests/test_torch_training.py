@@ -196,8 +196,9 @@ def test_nothing_numerical_raises(method, ekfac):
     assert all(math.isfinite(v) for v in train(dead, rt.KFAC(dead, method=method, ekfac=ekfac, rank=5), 3, (zero, y)))
 
 
-def test_failed_inversions_keep_the_ones_before(monkeypatch):
-    from rnla.optim import _kfac_layer
+@pytest.mark.parametrize("part", ["decomposition", "inversion"])
+def test_failed_inversions_keep_the_ones_before(part, monkeypatch):
+    from rnla.optim import _inverse, _inverses, _representation
 
     model = network()
     opt = rt.KFAC(model, factor_every=1, inverse_every=1)
@@ -207,14 +208,22 @@ def test_failed_inversions_keep_the_ones_before(monkeypatch):
     def broken(*args, **kwargs):
         raise np.linalg.LinAlgError("no convergence")
 
-    monkeypatch.setattr(_kfac_layer, "factor_inverse", broken)
+    names = ("largest_eigenpair",) if part == "decomposition" else ("spd_inverse", "eigenpairs")
+    for module in (_inverse, _inverses) if part == "decomposition" else (_inverses, _representation):
+        for name in names:
+            monkeypatch.setattr(module, name, broken)
     with pytest.warns(AccuracyWarning, match="could not be decomposed"):
         train(model, opt, 2)
     assert opt.stats.failed_inversions == 12
-    assert all(state.damped is kept[name] for name, state in states(opt).items())
+    for name, state in states(opt).items():
+        for inverse, before in zip(state.damped, kept[name], strict=True):
+            assert torch.equal(inverse.matrix, before.matrix)
     strict = rt.KFAC(network(), strict=True)
     with pytest.raises(ValueError, match=r"rnla\.torch\.KFAC: factor A and G of layer 0\.0 could not be decomposed"):
         train(strict._engine.model, strict, 1)
+    unknown = rt.KFAC(network())
+    with pytest.warns(AccuracyWarning, match="could not be decomposed"):
+        assert all(math.isfinite(loss) for loss in train(unknown._engine.model, unknown, 3))
 
 
 def test_no_graph_survives_a_step():

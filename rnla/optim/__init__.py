@@ -10,9 +10,11 @@ from rnla.optim._brand import brand_correction, brand_update
 from rnla.optim._clip import graft, kl_clip, momentum_step, rms_clip
 from rnla.optim._factors import FactorStats, ema_update, input_factor, norm_factor, output_factor, token_frequencies
 from rnla.optim._inverse import factor_inverse
+from rnla.optim._inverses import factor_inverses
 from rnla.optim._kfac_layer import LayerConfig, LayerState
 from rnla.optim._kldwrm import kldwrm_gradient, kldwrm_residual, kldwrm_step, symmetric_kl, symmetric_kl_gradient
 from rnla.optim._kron import BlockTridiagonal, KronSum, kron_sum_solve
+from rnla.optim._layers import refresh_layers
 from rnla.optim._likelihood import Likelihood, likelihood
 from rnla.optim._model import GammaSearch, LevenbergMarquardt, solve_quadratic_model
 from rnla.optim._precond import ekfac_scale, norm_solve, precondition, split_damping
@@ -40,6 +42,7 @@ __all__ = [
     "ekfac_scale",
     "ema_update",
     "factor_inverse",
+    "factor_inverses",
     "graft",
     "input_factor",
     "kl_clip",
@@ -54,6 +57,7 @@ __all__ = [
     "norm_solve",
     "output_factor",
     "precondition",
+    "refresh_layers",
     "rms_clip",
     "seng_solve",
     "solve_quadratic_model",

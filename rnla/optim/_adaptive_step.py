@@ -9,6 +9,7 @@ from array_api_compat import array_namespace
 from rnla.optim._factors import input_factor, output_factor
 from rnla.optim._kfac_layer import LayerConfig, LayerState
 from rnla.optim._kron import BlockTridiagonal
+from rnla.optim._layers import damp_layers, represent_layers
 from rnla.optim._likelihood import likelihood
 from rnla.optim._model import GammaSearch, LevenbergMarquardt, solve_quadratic_model
 from rnla.optim._perceptron import backward, forward, jvp
@@ -282,11 +283,8 @@ def _with_statistics(state, factors, off, cfg, step):
 def _refreshed(state, cfg, step):
     if not (step <= 3 or step % cfg.inverse_every == 0):
         return state
-    layers = tuple(
-        layer.represent(cfg.layer, rng=np.random.SeedSequence([cfg.seed, step, i]))
-        for i, layer in enumerate(state.layers)
-    )
-    return state._replace(layers=layers)
+    rngs = [np.random.SeedSequence([cfg.seed, step, i]) for i in range(len(state.layers))]
+    return state._replace(layers=represent_layers(state.layers, [cfg.layer] * len(rngs), rngs))
 
 
 def _candidate(state, grads, problem, lam, gamma, cfg, fresh):
@@ -299,7 +297,10 @@ def _candidate(state, grads, problem, lam, gamma, cfg, fresh):
             inverse = BlockTridiagonal(A, off_A, G, off_G, lam=gamma**2)
         directions = [-V for V in inverse.solve(grads)]
     else:
-        inverse = [layer.damp(cfg.layer, gamma**2).damped for layer in state.layers] if fresh else inverse
+        if fresh:
+            count = len(state.layers)
+            layers = damp_layers(state.layers, [cfg.layer] * count, [gamma**2] * count, before=state.layers)
+            inverse = [layer.damped for layer in layers]
         directions = [-precondition(g, *damped) for g, damped in zip(grads, inverse, strict=True)]
     spanned = [directions] if state.last is None or not cfg.momentum else [directions, state.last]
     coef, value = _model(spanned, grads, problem, lam + cfg.eta)

@@ -1,5 +1,6 @@
 """Eigenpairs of a Kronecker factor: all of them, or a few from products with a random block; never an exception."""
 
+import functools
 import math
 
 import numpy as np
@@ -87,20 +88,14 @@ def factor_inverse(M, *, method="auto", rank=None, oversampling=10, products=Non
     True
     """
     caller = "rnla.optim.factor_inverse"
-    check_choice(method, "method", METHODS, caller)
-    check_choice(tail, "tail", TAILS, caller)
-    if rank is not None:
-        check_count(rank, "rank", caller)
-    check_count(oversampling, "oversampling", caller, least=0)
-    if products is not None:
-        check_count(products, "products", caller)
+    check_settings(method, rank, oversampling, products, tail, caller)
     operator = _checked(M, caller)
     d = M.shape[0]
-    rank = min(RANK if rank is None else rank, d)
+    rank = rank_of(rank, d)
     method = "nystrom" if operator and method == "auto" else resolved(method, d, rank, oversampling)
     if operator and method not in PRODUCTS:
         raise ValueError(f"{caller}: method must be one of {', '.join(map(repr, PRODUCTS))} for an M that is no array.")
-    if isinstance(warm, FactorInverse) and (warm.kind in ("diagonal", "identity") or warm.dim != d):
+    if not starts(warm, d) and warm is not None:
         fallback, warm = (fallback or warm) if warm.dim == d else fallback, None
     key = key_from_rng(rng, caller) if method in PRODUCTS else 0
 
@@ -120,11 +115,54 @@ def factor_inverse(M, *, method="auto", rank=None, oversampling=10, products=Non
     return _attempts(M, attempt, warm if fallback is None else fallback, operator, strict, caller)
 
 
+def check_settings(method, rank, oversampling, products, tail, caller):
+    """Raise unless the settings of a decomposition are allowed."""
+    check_choice(method, "method", METHODS, caller)
+    check_choice(tail, "tail", TAILS, caller)
+    if rank is not None:
+        check_count(rank, "rank", caller)
+    check_count(oversampling, "oversampling", caller, least=0)
+    if products is not None:
+        check_count(products, "products", caller)
+
+
+def rank_of(rank, d):
+    """Return the number of eigenpairs kept in dimension d."""
+    return min(RANK if rank is None else rank, d)
+
+
 def resolved(method, d, rank, oversampling):
     """Return the method that ``auto`` stands for in dimension d, or `method` itself."""
     if method != "auto":
         return method
     return "exact" if d <= SMALL or 2 * (rank + oversampling) >= d else "nystrom"
+
+
+def starts(warm, d):
+    """Say whether a representation can start a decomposition in dimension d."""
+    return isinstance(warm, FactorInverse) and warm.kind not in ("diagonal", "identity") and warm.dim == d
+
+
+def known_vectors(warm):
+    """Return the vectors with which a block begins, or None."""
+    return None if warm is None or warm.U is None or warm.kind == "dense" else warm.U
+
+
+def start_block(known, key, d, width, oversampling, like):
+    """Return a block of columns, those known first and at least `oversampling` random ones after them."""
+    xp = array_namespace(like)
+    draw = functools.partial(test_matrix, "gaussian", key, d, xp=xp, dtype=like.dtype, device=device(like))
+    if known is None:
+        return draw(width)
+    known = known[:, : max(width - oversampling, 0)]
+    return xp.concat([known, draw(width - known.shape[1]) / d**0.5], axis=1)
+
+
+def products_of(products, method, known):
+    """Return the number of products that build the range."""
+    if products is None:
+        return 1 if method == "nystrom" and known is not None else PRODUCTS[method]
+    return products
 
 
 def _checked(M, caller):
@@ -182,18 +220,10 @@ def _ridged(M, attempt, trace, d):
 
 def _from_products(M, method, rank, oversampling, products, key, warm, trace):
     """Return eigenvectors and eigenvalues from products with a block of columns."""
-    d = M.shape[0]
-    known = None if warm is None or warm.U is None or warm.kind == "dense" else warm.U
+    d, known = M.shape[0], known_vectors(warm)
     xp, like = _library(M, known)
-    width = min(rank + oversampling, d)
-    if known is None:
-        X = test_matrix("gaussian", key, d, width, xp=xp, dtype=like.dtype, device=device(like))
-    else:
-        known = known[:, : max(width - oversampling, 0)]
-        fresh = test_matrix("gaussian", key, d, width - known.shape[1], xp=xp, dtype=like.dtype, device=device(like))
-        X = xp.concat([known, fresh / d**0.5], axis=1)
-    if products is None:
-        products = 1 if method == "nystrom" and known is not None else PRODUCTS[method]
+    X = start_block(known, key, d, min(rank + oversampling, d), oversampling, like)
+    products = products_of(products, method, known)
     Q, Y = block_range(lambda X: M @ X, X, products, orthonormal=method != "nystrom")
     if method == "sre":
         lam, U = ritz_pairs(Q, Y)

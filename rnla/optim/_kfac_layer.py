@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from rnla._backend import key_from_rng
 from rnla._rangefinder import check_choice
 from rnla.optim._brand import brand_update
 from rnla.optim._checks import at_least_single
 from rnla.optim._factors import FactorStats, ema_update, input_factor, output_factor
-from rnla.optim._inverse import METHODS, TAILS, factor_inverse, resolved
-from rnla.optim._precond import MODES, ekfac_scale, precondition, split_damping
+from rnla.optim._inverse import METHODS, TAILS
+from rnla.optim._layers import damp_layers, refresh_layers, represent_layers
+from rnla.optim._precond import MODES, ekfac_scale, precondition
 
 
 class LayerConfig(NamedTuple):
@@ -126,31 +126,15 @@ class LayerState(NamedTuple):
 
     def refresh(self, config, lam, *, rng=None):
         """Return the state with new inverses for the damping `lam`; without statistics the state itself."""
-        state = self.represent(config, rng=rng)
-        if state.A_inv is None or state.G_inv is None:
-            return state
-        if config.ekfac and "identity" not in (state.A_inv.kind, state.G_inv.kind):
-            # Entries of the old second moments belong to the old basis.
-            product = state.G_inv.lam[:, None] * state.A_inv.lam
-            return state._replace(scale=FactorStats(product), damped=None)
-        return state.damp(config, lam)
+        return refresh_layers([self], [config], [lam], rngs=[rng])[0]
 
     def represent(self, config, *, rng=None):
         """Return the state with the averages decomposed, which needs no damping; Brand's updates have done so."""
-        if config.method == "brand" or self.A.matrix is None or self.G.matrix is None:
-            return self
-        A_inv = _represent(self.A, self.A_inv, config, rng, 0)
-        return self._replace(A_inv=A_inv, G_inv=_represent(self.G, self.G_inv, config, rng, 1))
+        return represent_layers([self], [config], [rng])[0]
 
     def damp(self, config, lam):
         """Return the state with the inverses that it has damped anew."""
-        if config.damping_mode == "joint":
-            return self._replace(damped=None)
-        delta_A, delta_G = split_damping(self.A_inv, self.G_inv, lam, mode=config.damping_mode)
-        # The identity with which an average began is not in its matrix: it is a damping that dies away.
-        return self._replace(
-            damped=(self.A_inv.damp(delta_A + self.A.identity), self.G_inv.damp(delta_G + self.G.identity))
-        )
+        return damp_layers([self], [config._replace(ekfac=False)], [lam], before=[self])[0]
 
     def direction(self, V, config, lam):
         """Return the preconditioned gradient; `V` itself before the first refresh."""
@@ -186,19 +170,6 @@ def _columns(a, h, terms, bias, approx):
         a, h = xp.mean(a, axis=1), xp.sum(h, axis=1)
     rows_a, rows_h = (xp.reshape(X, (-1, X.shape[-1])) for X in (a, h))
     return rows_a.T / rows_a.shape[0] ** 0.5, rows_h.T * terms**0.5
-
-
-def _represent(stats, known, config, rng, place):
-    """Decompose the average of a factor."""
-    method = resolved(config.method, stats.matrix.shape[0], config.rank, config.oversampling)
-    if config.ekfac or (config.damping_mode == "joint" and method in ("exact", "cholesky")):
-        method = "eigh"
-    warm = known if config.warm_start else None
-    key = (key_from_rng(rng, "rnla.optim.LayerState.refresh") + place) % 2**64
-    return factor_inverse(
-        stats.matrix, method=method, rank=config.rank, oversampling=config.oversampling, products=config.products,
-        tail=config.tail, rng=key, warm=warm, fallback=known,
-    )  # fmt: skip
 
 
 def _basis(inv):

@@ -9,6 +9,7 @@ from rnla.optim._clip import kl_clip, momentum_step, rms_clip
 from rnla.optim._factors import input_factor, output_factor
 from rnla.optim._kfac_layer import LayerConfig, LayerState
 from rnla.optim._kldwrm import kldwrm_gradient, kldwrm_residual, kldwrm_step, symmetric_kl_gradient
+from rnla.optim._layers import refresh_layers
 from rnla.optim._likelihood import likelihood
 from rnla.optim._perceptron import backward, forward
 
@@ -188,10 +189,8 @@ def kfac_step(params, state, batch, cfg):
     if state.step % cfg.factor_every == 0:
         layers = with_statistics(layers, params, z, cache, hs, loss, cfg, state.step)
     if state.step % cfg.inverse_every == 0:
-        layers = tuple(
-            layer.refresh(cfg.layer, damping, rng=np.random.SeedSequence([cfg.seed, state.step, i]))
-            for i, layer in enumerate(layers)
-        )
+        rngs = [np.random.SeedSequence([cfg.seed, state.step, i]) for i in range(len(layers))]
+        layers = refresh_layers(layers, [cfg.layer] * len(layers), [damping] * len(layers), rngs=rngs)
     if decayed:
         grads = [g + cfg.weight_decay * W for g, W in zip(grads, params, strict=True)]
     stored = state.stored

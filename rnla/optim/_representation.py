@@ -130,7 +130,7 @@ class FactorInverse(NamedTuple):
         """
         check_damping(delta, "delta", "rnla.optim.FactorInverse.damp")
         if self.kind == "dense":
-            return self._damped_dense(self._floored(delta))
+            return self._damped_dense(self.floored(delta))
         factored = self._damped(delta)
         if self.kind in ("lowrank", "eigen") and 2 * self.rank > self.dim:
             X = (self.U * factored.weights) @ self.U.T
@@ -142,7 +142,7 @@ class FactorInverse(NamedTuple):
         check_damping(delta, "delta", "rnla.optim.FactorInverse.solve")
         check_choice(side, "side", ("left", "right"), "rnla.optim.FactorInverse.solve")
         if self.kind == "dense":
-            return self._damped_dense(self._floored(delta)).apply(X, side)
+            return self._damped_dense(self.floored(delta)).apply(X, side)
         return self._damped(delta).apply(X, side)
 
     def matmul(self, X):
@@ -169,7 +169,8 @@ class FactorInverse(NamedTuple):
             missing = 0 if self.kind == "diagonal" else self.dim - self.rank
             return total + missing * xp.log(self.tail + delta) if missing else total
 
-    def _floored(self, delta):
+    def floored(self, delta):
+        """Return a damping of at least the rounding of the largest eigenvalue, 0-d."""
         xp = array_namespace(self.lam)
         return xp.maximum(scalar_like(delta, self.lam), floor_of(self.lmax, self.lam))
 
@@ -177,7 +178,7 @@ class FactorInverse(NamedTuple):
         xp = array_namespace(self.lam)
         if self.kind == "identity":
             return DampedInverse(xp.ones_like(self.tail), None, None, None, scalar_like(delta, self.lam))
-        delta = self._floored(delta)
+        delta = self.floored(delta)
         if self.kind == "diagonal":
             return DampedInverse(1 / (self.lam + delta), None, None, None, delta)
         base = 1 / (self.tail + delta)

@@ -16,12 +16,15 @@ def symmetrised(M):
 
 
 def ridged(M, delta):
-    """Return ``M + delta I``."""
-    return M + delta * array_namespace(M).eye(M.shape[0], dtype=M.dtype, device=device(M))
+    """Return ``M + delta I``, of every matrix of a stack with its own delta."""
+    delta = delta[:, None, None] if M.ndim == 3 else delta
+    return M + delta * array_namespace(M).eye(M.shape[-1], dtype=M.dtype, device=device(M))
 
 
 def spd_inverse(M):
     """Return the inverse of a positive definite matrix by Cholesky, a third of the cost of a general inverse.
+
+    A stack of matrices is inverted by one call where the library has one.
 
     Raises
     ------
@@ -30,6 +33,8 @@ def spd_inverse(M):
     """
     xp = array_namespace(M)
     if is_numpy_array(M):
+        if M.ndim == 3:
+            return np.stack([spd_inverse(X) for X in M])
         from scipy.linalg import get_lapack_funcs
 
         potrf, potri = get_lapack_funcs(("potrf", "potri"), (M,))
@@ -60,37 +65,39 @@ def largest_eigenpair(M, *, steps=10, start=None, key=0):
 
     Parameters
     ----------
-    M : array, shape (d, d)
-        Symmetric, positive semidefinite.
+    M : array, shape (..., d, d)
+        Symmetric, positive semidefinite: one matrix or a stack.
     steps : int
         Products with `M`.
-    start : array, shape (d,), optional
+    start : array, shape (..., d), optional
         Where the iteration starts: the vector of the time before. A random one is added to it.
     key : int
         Of the random start.
 
     Returns
     -------
-    value : array, shape ()
+    value : array, shape (...)
         Not above the largest eigenvalue, but for rounding.
-    vector : array, shape (d, 1)
+    vector : array, shape (..., d, 1)
     """
-    xp, d = array_namespace(M), M.shape[0]
+    xp, d = array_namespace(M), M.shape[-1]
     tiny = float(xp.finfo(M.dtype).smallest_normal) ** 0.5
     v = test_matrix("gaussian", key, d, 1, xp=xp, dtype=M.dtype, device=device(M))
     if start is not None:
-        v = start[:, None] + 0.1 * v / d**0.5
-    V = v / xp.linalg.vector_norm(v)
+        v = start[..., None] + 0.1 * v / d**0.5
+    elif M.ndim == 3:
+        v = xp.broadcast_to(v, (*M.shape[:-1], 1))
+    V = v / xp.linalg.vector_norm(v, axis=-2, keepdims=True)
     W = M @ V
     for _ in range(min(steps, d) - 1):
-        v = W[:, -1:]
+        v = W[..., -1:]
         for _ in range(2):
-            v = v - V @ (V.T @ v)
-            v = v / (xp.linalg.vector_norm(v) + tiny)
-        V = xp.concat([V, v], axis=1)
-        W = xp.concat([W, M @ v], axis=1)
-    w, S = xp.linalg.eigh(symmetrised(V.T @ W))
-    return xp.maximum(w[-1], xp.zeros_like(w[-1])), V @ S[:, -1:]
+            v = v - V @ (V.mT @ v)
+            v = v / (xp.linalg.vector_norm(v, axis=-2, keepdims=True) + tiny)
+        V = xp.concat([V, v], axis=-1)
+        W = xp.concat([W, M @ v], axis=-1)
+    w, S = xp.linalg.eigh(symmetrised(V.mT @ W))
+    return xp.clip(w[..., -1], min=0.0), V @ S[..., -1:]
 
 
 def floor_of(values, M):

@@ -1,6 +1,7 @@
 """What is known of the Fisher block of a layer, and the gradient that it preconditions."""
 
-import numpy as np
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -13,8 +14,8 @@ from rnla.optim import (
     choose_rank,
     ema_update,
     precondition,
-    split_damping,
 )
+from rnla.optim._layers import SIDES, damp_layers, job, represent_factors
 from rnla.torch._single_curvature import Sketched, Unit
 
 CORRECTIONS = (None, "refresh", "partial")
@@ -100,60 +101,17 @@ class Kronecker:
                 return
         self.state = self.state.add_factors(A, G, config)
 
-    def refresh(self, config, damping, rng):
-        """Compute new inverses; what is there stays if that fails.
-
-        Returns
-        -------
-        list of str
-            The factors that could not be decomposed.
-        """
-        config, wide = self.config(config), self.begin_refresh()
-        try:
-            state = self._corrected(wide, config, rng).refresh(config, damping, rng=rng)
-        except (np.linalg.LinAlgError, RuntimeError):  # no decomposition of a matrix that is finite
-            self.failed += 2
-            return ["A", "G"]
-        return self._finish(state, config, rng)
-
-    def begin_refresh(self):
-        """Return the state in the dtype of the decompositions."""
+    def begin_refresh(self, config, rng):
+        """Return the state from which new inverses are made: in their dtype, with online updates corrected."""
         self.refreshed += 1
         state, dtype = self.state, self._dtypes[1]
-        if dtype is None or state.A.matrix is None:
-            return state
-        parts = [stats._replace(matrix=self._cast(stats.matrix, 1)) for stats in (state.A, state.G)]
-        inverses = [inv and _in_dtype(inv, dtype) for inv in (state.A_inv, state.G_inv)]
-        return state._replace(A=parts[0], G=parts[1], A_inv=inverses[0], G_inv=inverses[1])
+        if dtype is not None and state.A.matrix is not None:
+            parts = [stats._replace(matrix=self._cast(stats.matrix, 1)) for stats in (state.A, state.G)]
+            inverses = [inv and _in_dtype(inv, dtype) for inv in (state.A_inv, state.G_inv)]
+            state = state._replace(A=parts[0], G=parts[1], A_inv=inverses[0], G_inv=inverses[1])
+        return self._corrected(state, config, rng)
 
-    def represented(self, side, state, config, rng):
-        """Return the representation of one factor, as `refresh` would compute it."""
-        one = FactorStats(torch.ones_like((state.A if side == "A" else state.G).matrix.reshape(-1)[:1]))
-        other = {"G": one, "G_inv": None} if side == "A" else {"A": one, "A_inv": None}
-        state = state._replace(**other).represent(self.config(config), rng=rng)
-        return state.A_inv if side == "A" else state.G_inv
-
-    def accept(self, state, inverses, config, damping, rng, damp):
-        """Take over representations of both factors, and damp them by ``damp(side, representation, damping)``."""
-        config = self.config(config)
-        state = state._replace(A_inv=inverses[0], G_inv=inverses[1])
-        if config.ekfac and "identity" not in (state.A_inv.kind, state.G_inv.kind):
-            product = state.G_inv.lam[:, None] * state.A_inv.lam
-            state = state._replace(scale=FactorStats(product), damped=None)
-        elif config.damping_mode == "joint":
-            state = state._replace(damped=None)
-        else:
-            deltas = split_damping(state.A_inv, state.G_inv, damping, mode=config.damping_mode)
-            sides = zip(("A", "G"), inverses, deltas, (state.A.identity, state.G.identity), strict=True)
-            damped = tuple(damp(side, inv, delta + start) for side, inv, delta, start in sides)
-            failed = [side for side, inverse in zip(("A", "G"), damped, strict=True) if inverse is None]
-            if failed:
-                self.failed += len(failed)
-                return failed
-            state = state._replace(damped=damped)
-        return self._finish(state, config, rng)
-
-    def _finish(self, state, config, rng):
+    def finish_refresh(self, state, config, rng):
         """Keep a refreshed state; return the factors that could not be decomposed."""
         lost = [
             name
@@ -246,6 +204,40 @@ def curvature_of(block, options):
     if options["method"] == "seng" and block.kind != "embedding":
         return Sketched(block, options)
     return Kronecker(block, options)
+
+
+def refreshed(due, config, sharer=None):
+    """Compute new inverses for the layers of a list (name, curvature, damping, rng), those of equal size together.
+
+    Returns
+    -------
+    dict
+        For every layer the factors that could not be decomposed, for which what was there stays.
+    """
+    due = [entry for entry in due if sharer is None or sharer.works_on(entry[0])]
+    others = [entry for entry in due if not isinstance(entry[1], Kronecker)]
+    lost = {name: curvature.refresh(config, damping, rng) for name, curvature, damping, rng in others}
+    names, curvatures, dampings, rngs = (
+        zip(*(entry for entry in due if isinstance(entry[1], Kronecker)), strict=True)
+        if len(others) < len(due) else ((),) * 4
+    )  # fmt: skip
+    configs = [curvature.config(config) for curvature in curvatures]
+    begun = [c.begin_refresh(own, rng) for c, own, rng in zip(curvatures, configs, rngs, strict=True)]
+    jobs = {
+        (i, side): job(state, side, own, rng)
+        for i, (state, own, rng) in enumerate(zip(begun, configs, rngs, strict=True))
+        if own.method != "brand"
+        for side in SIDES
+    }
+    found = represent_factors(jobs) if sharer is None else sharer.represented(names, jobs)
+    states = [
+        state._replace(A_inv=found[i, "A"], G_inv=found[i, "G"]) if (i, "A") in found else state
+        for i, state in enumerate(begun)
+    ]
+    damp = None if sharer is None else functools.partial(sharer.damped, names)
+    states = damp_layers(states, configs, dampings, before=begun, damp=damp)
+    parts = zip(names, curvatures, states, configs, rngs, strict=True)
+    return lost | {name: c.finish_refresh(state, own, rng) for name, c, state, own, rng in parts}
 
 
 def _flat(X):

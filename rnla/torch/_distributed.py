@@ -1,19 +1,16 @@
 """Work shared by the processes that train one model: statistics, decompositions, preconditioned gradients."""
 
-import contextlib
-from typing import NamedTuple
-
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from rnla.optim import DampedInverse, FactorInverse
+from rnla.optim._inverses import damp_factors
+from rnla.optim._layers import SIDES, represent_factors
 from rnla.torch._blocks import Statistics
 
 BUCKET_BYTES = 25 * 2**20  # of one message
 KINDS = ("lowrank", "eigen", "dense", "diagonal", "identity")
 OUTCOMES = ("ok", "retried", "kept", "identity")
-SIDES = ("A", "G")
 
 
 class Sharer:
@@ -139,79 +136,65 @@ class Sharer:
             result[name] = Statistics(A if A is None else A / share, G, 1, scale)
         return result
 
-    def refreshed(self, due, config):
-        """Refresh the inverses of the layers of this group together; return the factors that failed, by layer."""
-        mine = [entry for entry in due if self.works_on(entry[0])]
-        lost, shared = {}, []
-        for name, curvature, damping, rng in mine:
-            if (name, "A") in self._owners:
-                shared.append(_Refresh(name, curvature, damping, rng, curvature.begin_refresh()))
-            else:
-                lost[name] = curvature.refresh(config, damping, rng)
-        found = {}
-        for job in shared:
-            for side in SIDES:
-                if self._owners[job.name, side] == self._row:
-                    found[job.name, side] = job.curvature.represented(side, job.wide, config, job.rng)
-        found = self._exchange(shared, found)
-        for job in shared:
-            inverses = [found[job.name, side] for side in SIDES]
-            damp = self._damping_share(job.name)
-            lost[job.name] = job.curvature.accept(job.wide, inverses, config, job.damping, job.rng, damp)
-        return lost
-
-    def _exchange(self, jobs, found):
-        """Return the representations of all factors of the group; what failed is what it was."""
+    def represented(self, names, jobs):
+        """Return the representations of the factors of this group, each computed by its owner; see `job`."""
+        found = represent_factors({key: task for key, task in jobs.items() if self._owns(names, key)})
         if self._workers == 1:
             return found
-        keys = [(job.name, side) for job in jobs for side in SIDES]
-        known = {(job.name, side): job.known(side) for job in jobs for side in SIDES}
-        wide = {(job.name, side): job.matrix(side) for job in jobs for side in SIDES}
-        head = torch.zeros((len(keys), 3), dtype=torch.int64, device=self._device())
-        for i, key in enumerate(keys):
+        head = torch.zeros((len(jobs), 3), dtype=torch.int64, device=self._device())
+        for i, key in enumerate(jobs):
             if key in found:
                 inv = found[key]
                 rank = 0 if inv.U is None else inv.U.shape[1]
                 head[i] = torch.tensor([KINDS.index(inv.kind), OUTCOMES.index(inv.outcome), rank])
         dist.all_reduce(head, group=self._worker_group)
-        for key, (kind, outcome, rank) in zip(keys, head.tolist(), strict=True):
-            kind, outcome, M = KINDS[kind], OUTCOMES[outcome], wide[key]
+        for (key, (M, known, *_)), (kind, outcome, rank) in zip(jobs.items(), head.tolist(), strict=True):
+            kind, outcome = KINDS[kind], OUTCOMES[outcome]
             if outcome == "kept":
-                found[key] = known[key]._replace(outcome=outcome)
+                found[key] = known._replace(outcome=outcome)
                 continue
             d, inv = M.shape[0], found.get(key)
             count = 0 if kind == "identity" else d if kind == "diagonal" else rank
             flat = M.new_empty(d * rank + count + 1) if inv is None else _flat(inv)
-            dist.broadcast(flat, self._ranks[self._place * self._workers + self._owners[key]], group=self._worker_group)
+            dist.broadcast(flat, self._owner(names, key), group=self._worker_group)
             # On the owner as well: another order in memory would round differently.
             U = flat[: d * rank].view(d, rank) if rank else None
             lam, tail = flat[d * rank : d * rank + count], flat[-1]
             found[key] = FactorInverse(U, lam, tail, d, kind, self._rule, M if kind == "dense" else None, outcome)
         return found
 
-    def _damping_share(self, name):
-        """Return a function that inverts a factor on its owner and sends the dense inverse to the others.
-
-        It returns None on all of them where the inversion failed.
-        """
-
-        def damp(side, inv, delta):
-            dense = inv.kind == "dense" or (inv.kind in ("lowrank", "eigen") and 2 * inv.rank > inv.dim)
-            if not dense or self._workers == 1:
-                return inv.damp(delta)
-            owner, d = self._owners[name, side], inv.dim
-            flat = inv.lam.new_full((d * d + 1,), torch.nan)
-            if owner == self._row:
-                with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
-                    damped = inv.damp(delta)
-                    flat = torch.cat([damped.matrix.reshape(-1), damped.delta.reshape(1)])
-            dist.broadcast(flat, self._ranks[self._place * self._workers + owner], group=self._worker_group)
-            if not bool(torch.isfinite(flat[-1])):
-                return None
+    def damped(self, names, wanted):
+        """Return damped inverses, None where that fails; owners send dense ones to the others."""
+        dense = {
+            key for key, (inv, _) in wanted.items()
+            if inv.kind == "dense" or (inv.kind in ("lowrank", "eigen") and 2 * inv.rank > inv.dim)
+        }  # fmt: skip
+        mine = [key for key in wanted if key not in dense or self._workers == 1 or self._owns(names, key)]
+        inverses, deltas = zip(*(wanted[key] for key in mine), strict=True) if mine else ((), ())
+        found = dict(zip(mine, damp_factors(inverses, deltas), strict=True))
+        for key in wanted if self._workers > 1 else ():
+            if key not in dense:
+                continue
+            inv, own = wanted[key][0], found.get(key)
+            d = inv.dim
+            if own is None:
+                flat = inv.lam.new_full((d * d + 1,), torch.nan)
+            else:
+                flat = torch.cat([own.matrix.reshape(-1), own.delta.reshape(1)])
+            dist.broadcast(flat, self._owner(names, key), group=self._worker_group)
             # The same numbers everywhere, on the owner as well.
-            return DampedInverse(torch.zeros_like(flat[-1]), None, None, flat[:-1].view(d, d), flat[-1])
+            found[key] = (
+                DampedInverse(torch.zeros_like(flat[-1]), None, None, flat[:-1].view(d, d), flat[-1])
+                if bool(torch.isfinite(flat[-1])) else None
+            )  # fmt: skip
+        return found
 
-        return damp
+    def _owns(self, names, key):
+        return self._owners[names[key[0]], key[1]] == self._row
+
+    def _owner(self, names, key):
+        """Return the rank that computes a factor."""
+        return self._ranks[self._place * self._workers + self._owners[names[key[0]], key[1]]]
 
     def _mean(self, tensors):
         """Average tensors over the processes in place, many in one message."""
@@ -246,22 +229,6 @@ class Sharer:
 
     def _device(self):
         return next(iter(self._curvatures.values())).block.weight_parameter.device
-
-
-class _Refresh(NamedTuple):
-    """A layer whose inverses are due."""
-
-    name: str
-    curvature: object
-    damping: float
-    rng: object
-    wide: object  # its state in the dtype of the decompositions
-
-    def known(self, side):
-        return self.wide.A_inv if side == "A" else self.wide.G_inv
-
-    def matrix(self, side):
-        return (self.wide.A if side == "A" else self.wide.G).matrix
 
 
 def longest_first(costs, count):

@@ -13,7 +13,7 @@ from rnla._rangefinder import check_choice, check_count
 from rnla.optim import graft, kl_clip, rms_clip
 from rnla.torch._checkpoint import decoded, encoded, size_of
 from rnla.torch._collect import Collector
-from rnla.torch._curvature import CORRECTIONS, curvature_of
+from rnla.torch._curvature import CORRECTIONS, curvature_of, refreshed
 from rnla.torch._distributed import Sharer
 from rnla.torch._settings import at, check_options, layer_config
 
@@ -228,10 +228,7 @@ class Engine:
         if not due:
             return
         start = time.perf_counter()
-        if self.sharer is None:
-            lost = {name: curvature.refresh(self._config, damping, rng) for name, curvature, damping, rng in due}
-        else:
-            lost = self.sharer.refreshed(due, self._config)
+        lost = refreshed(due, self._config, self.sharer)
         self.seconds["inversion"] += time.perf_counter() - start
         for name, factors in lost.items():
             if factors:

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from rnla._backend import key_from_rng
 from rnla._rangefinder import check_choice
-from rnla.optim import LayerConfig, LayerState, momentum_step, symmetric_kl_gradient
+from rnla.optim import LayerConfig, LayerState, momentum_step, refresh_layers, symmetric_kl_gradient
 from rnla.optim._kfac_step import RESIDUALS, STORED, VARIANTS, KFACConfig, memory_weights, wake_step
 from rnla.torch._collect import Collector
 from rnla.torch._plain import from_plain, to_plain
@@ -247,10 +247,11 @@ class KLDWRM(torch.optim.Optimizer):
             for name, part in found.items():
                 self._layers[name] = self._layers.get(name, LayerState()).add_factors(part.A, part.G, config.layer)
         if self._step % config.inverse_every == 0 and config.variant == "so":
-            for i, name in enumerate(self._blocks):
-                if name in self._layers:
-                    rng = np.random.SeedSequence([config.seed, self._step, i])
-                    self._layers[name] = self._layers[name].refresh(config.layer, damping, rng=rng)
+            known = {i: name for i, name in enumerate(self._blocks) if name in self._layers}
+            states, count = [self._layers[name] for name in known.values()], len(known)
+            rngs = [np.random.SeedSequence([config.seed, self._step, i]) for i in known]
+            states = refresh_layers(states, [config.layer] * count, [damping] * count, rngs=rngs)
+            self._layers |= zip(known.values(), states, strict=True)
 
     def _advance(self, grads, found, config):
         """Move the weights of the blocks."""

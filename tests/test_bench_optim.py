@@ -75,6 +75,7 @@ def test_a_quick_table_runs(name):
         assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))
 
 
+@pytest.mark.filterwarnings("ignore:Found un-supported parameter")  # of a peer, which keeps them as they are
 def test_every_contender_takes_steps_on_both_networks():
     for name, optimizer in optim_peers.available(optim_peers.OPTIMIZERS).items():
         model = optim_training.vgg(2, 0)

@@ -211,3 +211,23 @@ def test_wrong_arguments_are_named():
     low = optim.factor_inverse(A, method="sre", rank=1, rng=0)
     with pytest.raises(ValueError, match="scale must come with all eigenvectors"):
         optim.precondition(V, low, G, 0.1, scale=V)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e-12, 1.0, 1e12, 1e20, 1e30])
+def test_blocks_of_normalisation_layers_of_every_scale(scale):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((5, 2, 2))
+    blocks, V = X @ X.transpose(0, 2, 1), rng.standard_normal((5, 2))
+    expected = np.linalg.solve(blocks + 0.1 * np.eye(2), V[:, :, None])[:, :, 0]
+    blocks, delta = (scale * blocks).astype(np.float32), np.float32(0.1 * scale)
+    found = optim.norm_solve(blocks, (scale * V).astype(np.float32), delta)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_clipping_bounds_what_overflows():
+    for V, c in ((np.full((4, 4), 1e20, np.float32), 0.07), (np.full((300, 300), 100.0, np.float16), 0.07),
+                 (np.full(5, 1e300), 2.0)):  # fmt: skip
+        clipped = optim.rms_clip(V, c)
+        assert clipped.dtype == V.dtype
+        assert np.allclose(clipped, c, rtol=1e-3)
+    assert np.isfinite(optim.graft(np.full(4, 1e30, np.float32), np.ones(4, np.float32))).all()

@@ -1,8 +1,9 @@
 """Length of a step: clipping by the change of the distribution or by the mean square, grafting, momentum."""
 
+import numpy as np
 from array_api_compat import array_namespace
 
-from rnla.optim._checks import real_arrays
+from rnla.optim._checks import at_least_single, real_arrays
 
 
 def kl_clip(updates, grads, lr, kappa):
@@ -56,7 +57,7 @@ def rms_clip(V, c):
     Returns
     -------
     array
-        ``min(1, c sqrt(size) / ||V||) V``.
+        ``min(1, c sqrt(size) / ||V||) V``; V itself where it has a NaN or an infinity.
 
     Raises
     ------
@@ -69,7 +70,8 @@ def rms_clip(V, c):
     [[0.6, 0.8]]
     """
     xp = real_arrays("rnla.optim.rms_clip", V=V)
-    return V * _at_most_one(c * _size(V) ** 0.5, xp.linalg.vector_norm(V))
+    factor = _at_most_one(c * _size(V) ** 0.5, _norm(at_least_single(V)))
+    return V * (factor if factor.dtype == V.dtype else xp.astype(factor, V.dtype))
 
 
 def graft(V, reference):
@@ -96,10 +98,10 @@ def graft(V, reference):
     [6.0, 8.0]
     """
     xp = real_arrays("rnla.optim.graft", V=V, reference=reference)
-    norm = xp.linalg.vector_norm(V)
+    norm = _norm(V)
     some = norm > 0
     one = xp.ones_like(norm)
-    return V * xp.where(some, xp.linalg.vector_norm(reference) / xp.where(some, norm, one), one)
+    return V * xp.where(some, _norm(reference) / xp.where(some, norm, one), one)
 
 
 def momentum_step(W, V, buffer, lr, *, momentum=0.0, nesterov=False, weight_decay=0.0):
@@ -152,6 +154,15 @@ def _size(V):
     for n in V.shape:
         size *= n
     return size
+
+
+def _norm(V):
+    """Return the Euclidean norm, 0-d, also where the squares of the entries overflow."""
+    xp = array_namespace(V)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = xp.linalg.vector_norm(V)
+    small = float(xp.finfo(V.dtype).smallest_normal) ** 0.75
+    return xp.where(xp.isfinite(norm), norm, xp.linalg.vector_norm(V * small) / small)
 
 
 def _at_most_one(bound, norm):

@@ -230,8 +230,10 @@ def norm_solve(blocks, V, delta):
     if blocks.shape[1] == 1:
         return V / (blocks[:, :, 0] + delta)
     a, b, c = blocks[:, 0, 0] + delta, blocks[:, 0, 1], blocks[:, 1, 1] + delta
+    size = xp.maximum(a, c)  # squares of small or large blocks would leave the range of the dtype
+    a, b, c, v, w = a / size, b / size, c / size, V[:, 0] / size, V[:, 1] / size
     det = a * c - b * b
-    return xp.stack([(c * V[:, 0] - b * V[:, 1]) / det, (a * V[:, 1] - b * V[:, 0]) / det], axis=1)
+    return xp.stack([(c * v - b * w) / det, (a * w - b * v) / det], axis=1)
 
 
 def _applied(V, A, G):

@@ -198,7 +198,9 @@ class Collector:
         """Note a call of a layer; the derivative at its output arrives later."""
         if not torch.is_grad_enabled() or not self.model.training:
             return
-        if not isinstance(output, torch.Tensor) or not output.requires_grad:
+        if not isinstance(output, torch.Tensor) or not output.requires_grad or _transformed():
+            return
+        if not output.numel() or not x.numel():  # an expert without tokens: it was not used
             return
         if index in self._open:  # of a pass that has ended
             self._close(index)
@@ -323,3 +325,8 @@ def _check_average(value, caller):
             f"{caller}: loss_average must be 'batch', 'batch+sequence', None, a positive int or callable; "
             f"got {value!r}."
         )
+
+
+def _transformed():
+    """Say whether a transform of torch.func runs, whose derivatives are none of the training."""
+    return torch._C._functorch.maybe_current_level() is not None

@@ -63,6 +63,11 @@ class Kronecker:
         return self.refreshed > 0
 
     @property
+    def blank(self):
+        """Whether a factor is represented by the identity, because it was zero or not finite."""
+        return any(inv is not None and inv.kind == "identity" for inv in (self.state.A_inv, self.state.G_inv))
+
+    @property
     def informed(self):
         """Whether there are statistics."""
         return self.state.A_inv is not None or self.state.A.matrix is not None
@@ -174,10 +179,10 @@ class Kronecker:
         if not self.ready:
             return V
         dtype = self._work()
+        V = V if V.dtype == dtype else V.to(dtype)
         if self.padding:
-            return precondition(V if V.dtype == dtype else V.to(dtype), *self._pad()).to(V.dtype)
-        W = self.state.direction(V if V.dtype == dtype else V.to(dtype), self.config(config), damping)
-        return W if W.dtype == V.dtype else W.to(V.dtype)
+            return precondition(V, *self._pad())
+        return self.state.direction(V, self.config(config), damping)
 
     def skipped(self):
         """Return the number of terms that were not finite, 0-d or 0."""

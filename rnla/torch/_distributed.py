@@ -104,8 +104,16 @@ class Sharer:
         return V
 
     def average_gradients(self, params):
-        """Replace gradients by their mean over the processes."""
-        grads = [p.grad for p in params if p.grad is not None and not p.grad.is_sparse]
+        """Replace gradients by their mean over the processes; one that a process does not have is zero there."""
+        params = [p for p in params if p.requires_grad]
+        used = torch.tensor([p.grad is not None for p in params], dtype=torch.float32, device=self._device())
+        dist.all_reduce(used, group=self._group)
+        for p, count in zip(params, used.tolist(), strict=True):
+            if count and p.grad is None:
+                p.grad = torch.zeros_like(p)
+            elif p.grad is not None and p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
+        grads = [p.grad for p in params if p.grad is not None]
         for dtype in sorted({g.dtype for g in grads}, key=str):
             self._mean([g for g in grads if g.dtype == dtype])
 

@@ -40,6 +40,8 @@ class KFACStats(NamedTuple):
     ----------
     steps : int
         Steps taken.
+    skipped_steps : int
+        Steps that changed no weight, because a gradient had a NaN or an infinity.
     skipped_updates : int
         Statistics that were dropped because they had a NaN or an infinity.
     failed_inversions : int
@@ -60,6 +62,7 @@ class KFACStats(NamedTuple):
     """
 
     steps: int
+    skipped_steps: int
     skipped_updates: int
     failed_inversions: int
     seconds: dict[str, float]
@@ -107,7 +110,7 @@ class Engine:
         rng, key = self.options["rng"], key_from_rng(self.options["rng"], caller)
         # Seeds of single steps are made from it, as rnla.optim.mlp.kfac_step makes them.
         self.options["seed"] = int(rng) if isinstance(rng, (int, np.integer)) else key
-        self.steps, self.curvatures, self.nu, self.collector = 0, {}, 1.0, None
+        self.steps, self.curvatures, self.nu, self.collector, self._skipped_steps = 0, {}, 1.0, None, 0
         self.seconds = {"inversion": 0.0, "preconditioning": 0.0}
         self._groups, self._warned, self._adam = {}, set(), {}
         self._config = layer_config(self.options, 0)
@@ -123,6 +126,7 @@ class Engine:
             **{name: self.options[name] for name in COLLECTED},
         )  # fmt: skip
         self.regroup(groups)
+        self.trained = {id(p) for p in self.model.parameters() if p.requires_grad}
         known, self.curvatures = self.curvatures, {}
         for name, block in self.collector.blocks.items():
             self.curvatures[name] = known.get(name) or curvature_of(block, self.options)
@@ -153,7 +157,7 @@ class Engine:
             keep=[name for name, curvature in self.curvatures.items() if curvature.wants_rows(config)],
         )
 
-    def updates(self, lr, *, grad_scale=None, decay=None):
+    def updates(self, lr, *, grad_scale=None, decay=None, finite=None):
         """Take in the statistics, refresh what is due, and return the preconditioned gradients.
 
         Parameters
@@ -164,6 +168,8 @@ class Engine:
             Multiple of the loss whose gradients there are.
         decay : callable, optional
             Coefficient of half the square of the weights in the loss, for a block.
+        finite : Tensor, shape (), optional
+            Where it is false, all gradients count as zero.
 
         Returns
         -------
@@ -180,13 +186,39 @@ class Engine:
             g = block.gradient(curvature.padding)
             if g is None:
                 continue
+            g = g.float() if g.element_size() < 4 else g
             g = g if grad_scale is None else g / grad_scale
+            if finite is not None:
+                g = torch.where(finite, g, 0.0)
             if decay is not None and decay(block):
                 g = g + decay(block) * block.weight(curvature.padding)
             found.append((block, g, self._direction(name, curvature, g)))
         updates = [(block, V[:, : block.p]) for block, V in self._clipped(found, lr)]
         self.seconds["preconditioning"] += time.perf_counter() - start
         return updates
+
+    def check_gradients(self, params):
+        """Say whether all gradients are finite: None if they are, as far as the host knows without waiting, else 0-d.
+
+        Norms that single precision cannot hold count as infinite. What is not finite is counted.
+        """
+        grads = [p.grad for p in params if p.grad is not None and p.grad.numel()]
+        if not grads:
+            return None
+        grads = [g.coalesce().values() if g.is_sparse else g for g in grads]
+        norms = torch._foreach_norm([g.float() if g.element_size() < 4 else g for g in grads])
+        finite = torch.isfinite(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])).all()
+        if free_to_read(finite):
+            self._skipped_steps += not bool(finite)
+            self._warn_of_skipped()
+            return None if finite else finite
+        self._skipped_steps = self._skipped_steps + (~finite).to(torch.int64)
+        return finite
+
+    def _warn_of_skipped(self):
+        if int(self._skipped_steps):
+            text = "a gradient had a NaN or an infinity, and the step changed no weight"
+            self.warn_once("gradients", text, AccuracyWarning)
 
     def finish(self, start):
         """Count the step, prepare the next one and call the callback."""
@@ -208,25 +240,27 @@ class Engine:
         found = self.collector.take(grad_scale if self.options["grad_scaler"] is None else None)
         if self.sharer is not None:
             found = self.sharer.averaged(found)
-        if not found and self.curvatures and self.options["fisher"] != "empirical":
-            self.warn_once(
-                "sample_fisher", f"call sample_fisher before the backward pass for fisher={self.options['fisher']!r}; "
-                "there are no statistics", UserWarning,
-            )  # fmt: skip
+        if not found and any(c.block.weight_parameter.grad is not None for c in self.curvatures.values()):
+            reason = "layers are observed in training mode: call model.train()"
+            if self.options["fisher"] != "empirical":
+                reason = f"call sample_fisher before the backward pass for fisher={self.options['fisher']!r}"
+            self.warn_once("no statistics", f"{reason}; there are gradients, but no statistics", UserWarning)
         for name, part in found.items():
             self.curvatures[name].add(part, self._config)
 
     def _refresh(self):
-        """Refresh the inverses that are due, and those of layers that have statistics for the first time."""
+        """Refresh the inverses that are due, and those of layers of which nothing was known before."""
         every, count = self.setting("inverse_every"), len(self.curvatures)
         due = []
         for i, (name, curvature) in enumerate(self.curvatures.items()):
             shift = i * every // count if self.options["stagger"] else 0
-            if curvature.informed and (not curvature.ready or (self.steps + shift) % every == 0):
+            wanting = not curvature.ready or (self.collector.armed and curvature.blank)
+            if curvature.informed and (wanting or (self.steps + shift) % every == 0):
                 rng = np.random.SeedSequence([self.options["seed"], self.steps, i])
                 due.append((name, curvature, self.setting("damping", curvature.block), rng))
         if not due:
             return
+        self._warn_of_skipped()  # the one place that waits for an accelerator anyway
         start = time.perf_counter()
         lost = refreshed(due, self._config, self.sharer)
         self.seconds["inversion"] += time.perf_counter() - start
@@ -248,7 +282,8 @@ class Engine:
         result = []
         for block, g, V in found:
             if self.options["graft"] is not None:
-                V = graft(V, g if self.options["graft"] == "sgd" else self._adam_step(block, g))
+                # Without the columns of zeros, of which there are none before the first inverses.
+                V = graft(V, g if self.options["graft"] == "sgd" else self._adam_step(block, g[:, : block.p]))
             limit = self.setting("rms_clip", block)
             # Columns of zeros count for nothing.
             filled = (block.q * block.p / V.numel()) ** 0.5
@@ -283,6 +318,7 @@ class Engine:
         curvatures = self.curvatures.values()
         return KFACStats(
             self.steps,
+            int(self._skipped_steps),
             int(sum(curvature.skipped() for curvature in curvatures)),
             sum(curvature.failed for curvature in curvatures),
             {"statistics": self.collector.seconds, **self.seconds},
@@ -355,6 +391,11 @@ class Engine:
             }
             for name, curvature in self.curvatures.items()
         }  # fmt: skip
+
+
+def free_to_read(X):
+    """Say whether the host can read a value without waiting for an accelerator."""
+    return X.device.type == "cpu"
 
 
 def _outside():

@@ -168,6 +168,18 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
         engine.finish(start)
         return loss
 
+    def zero_grad(self, set_to_none=True):
+        """Forget the gradients, and with them the statistics of the passes that gave them.
+
+        Parameters
+        ----------
+        set_to_none : bool
+            Set them to None, not to zero.
+        """
+        super().zero_grad(set_to_none)
+        if self._engine.options["fisher"] == "empirical":  # others are collected before, by sample_fisher
+            self._engine.collector.discard()
+
     def _take_step(self, grad_scale):
         """Precondition, and move the weights."""
         engine = self._engine
@@ -179,7 +191,10 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
             group = of[id(block.weight_parameter)]
             return 0.0 if group["decoupled"] else group["weight_decay"]
 
-        updates = engine.updates(lambda block: of[id(block.weight_parameter)]["lr"], grad_scale=grad_scale, decay=decay)
+        finite = engine.check_gradients(p for group in self.param_groups for p in group["params"])
+        updates = engine.updates(
+            lambda block: of[id(block.weight_parameter)]["lr"], grad_scale=grad_scale, decay=decay, finite=finite
+        )
         moves = {id(group): [] for group in self.param_groups}
         covered = set()
         for block, V in updates:
@@ -190,16 +205,19 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
                     moves[id(of[id(p)])].append((p, view, piece, block))
         for group in self.param_groups:
             plain = [p for p in group["params"] if p.grad is not None and id(p) not in covered]
-            self._move(group, moves[id(group)], plain, grad_scale)
+            self._move(group, moves[id(group)], plain, grad_scale, finite)
+        if any(id(p) not in engine.trained for group in self.param_groups for p in group["params"] if p.requires_grad):
+            self._select()  # frozen before
 
-    def _move(self, group, moves, plain, grad_scale):
-        """Apply weight decay, momentum and the step to the parameters of a group."""
+    def _move(self, group, moves, plain, grad_scale, finite):
+        """Apply weight decay, momentum and the step to the parameters of a group; nothing where `finite` is false."""
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         weights, steps = [move[1] for move in moves], [move[2] for move in moves]
         buffers = [block.part(self._buffer(p)) for p, _, _, block in moves] if momentum else []
         for p in plain:
             g = p.grad.to_dense() if p.grad.is_sparse else p.grad
             g = g if grad_scale is None else g / grad_scale
+            g = g if finite is None else torch.where(finite.to(g.device), g, 0.0)
             weights.append(p.detach())
             steps.append(g if group["decoupled"] or not decay else g.add(p, alpha=decay))
             if momentum:
@@ -207,12 +225,15 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
         if not weights:
             return
         steps = [s if s.dtype == W.dtype else s.to(W.dtype) for s, W in zip(steps, weights, strict=True)]
+        keep = 1.0 if finite is None else finite.to(weights[0].device, torch.float32)
         if momentum:
-            torch._foreach_mul_(buffers, momentum)
+            _scale(buffers, 1 - (1 - momentum) * keep)
             torch._foreach_add_(buffers, steps)
             steps = torch._foreach_add(steps, buffers, alpha=momentum) if group["nesterov"] else buffers
+            if finite is not None:
+                steps = [step * keep.to(step.device) for step in steps]
         if decay and group["decoupled"]:
-            torch._foreach_mul_(weights, 1 - lr * decay)
+            _scale(weights, 1 - lr * decay * keep)
         torch._foreach_add_(weights, steps, alpha=-lr)
 
     def _buffer(self, p):
@@ -253,3 +274,12 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
         groups = [group for group in self.param_groups if group["precondition"]]
         self._engine.regroup(groups)
         self._engine.load_state_dict(kfac)
+
+
+def _scale(tensors, factor):
+    """Multiply tensors by a number, or a 0-d tensor, in place."""
+    if isinstance(factor, torch.Tensor):
+        for X in tensors:
+            X.mul_(factor.to(X.device))
+    else:
+        torch._foreach_mul_(tensors, factor)

@@ -129,7 +129,7 @@ class KFACPreconditioner(EngineMethods):
             check_setting("lr", lr, caller)
         elif self._engine.options["kl_clip"] is not None:
             raise ValueError(f"{caller}: lr must be given for kl_clip; got None.")
-        self._engine.select(None if params is None else list(params))
+        self._engine.select(None if params is None else _parameters(params, caller))
 
     def step(self):
         """Replace the gradients by the preconditioned ones."""
@@ -159,3 +159,17 @@ class KFACPreconditioner(EngineMethods):
         """
         self._engine.check_state(state_dict, "rnla.torch.KFACPreconditioner.load_state_dict")
         self._engine.load_state_dict(state_dict)
+
+
+def _parameters(params, caller):
+    """Return the tensors of an iterable of parameters, of named ones, or of parameter groups."""
+    found = []
+    for entry in params:
+        if isinstance(entry, dict):
+            found += _parameters(entry["params"], caller)
+            continue
+        p = entry[1] if isinstance(entry, tuple) else entry
+        if not isinstance(p, torch.Tensor):
+            raise TypeError(f"{caller}: params must be tensors, named ones or groups of them; got {type(p).__name__}.")
+        found.append(p)
+    return found

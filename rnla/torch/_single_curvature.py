@@ -14,7 +14,7 @@ class Unit:
     """Curvature of a normalisation layer: a block for each channel."""
 
     SAVED = ("state", "blocks", "largest", "delta", "failed")
-    padding = 0
+    padding, blank = 0, False
 
     def __init__(self, block, options):
         self.block, self.failed = block, 0
@@ -76,7 +76,7 @@ class Sketched:
     """Curvature of SENG: the gradients of single examples of the last batch for which they were collected."""
 
     SAVED = ("state", "failed")
-    padding = 0
+    padding, blank = 0, False
 
     def __init__(self, block, options):
         self.block, self.failed = block, 0

@@ -24,9 +24,16 @@ class Optimizer(NamedTuple):
 
 def ours(name, **options):
     """Return the maker of one of our optimizers; the class is looked up when it is used."""
-    return Optimizer(
-        lambda model, lr=0.1, **intervals: getattr(rnla.torch, name)(model, lr=lr, **(options | intervals))
-    )
+    return Optimizer(lambda model, **others: getattr(rnla.torch, name)(model, **({"lr": 0.1} | options | others)))
+
+
+def torchs(name, **options):
+    """Return the maker of one of torch's optimizers, which has no intervals."""
+
+    def make(model, *, factor_every=10, inverse_every=50, **others):
+        return getattr(torch.optim, name)(model.parameters(), **(options | others))
+
+    return Optimizer(make)
 
 
 def soap(model, *, inverse_every=50, **_):
@@ -45,9 +52,9 @@ def singd(model, *, factor_every=10, **_):
 
 # The first learning rates of the specification; all fall to a twentieth by a cosine where accuracies are compared.
 OPTIMIZERS = {
-    "SGD": Optimizer(lambda model, lr=0.05, **_: torch.optim.SGD(model.parameters(), lr=lr)),
-    "SGD, momentum": Optimizer(lambda model, lr=0.05, **_: torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)),
-    "Adam": Optimizer(lambda model, lr=1e-3, **_: torch.optim.Adam(model.parameters(), lr=lr)),
+    "SGD": torchs("SGD", lr=0.05),
+    "SGD, momentum": torchs("SGD", lr=0.05, momentum=0.9),
+    "Adam": torchs("AdamW", lr=1e-3, weight_decay=0.0),
     "KFAC, inverses": ours("KFAC", method="cholesky"),
     "KFAC, eigh": ours("KFAC", method="eigh"),
     "KFAC, eigenbases": ours("KFAC", method="eigh", damping_mode="joint"),  # applied in every step, as others do
@@ -60,20 +67,27 @@ OPTIMIZERS = {
 }
 
 
-# Other first learning rates that are tried, so that the best of each can be compared.
-RATES = {
-    "SGD, momentum": (0.02, 0.1, 0.2, 0.4),
-    "Adam": (5e-4, 2e-3, 4e-3, 8e-3),
-    "NysKFAC": (0.05, 0.2, 0.3),
+# Other settings that are tried, so that the best of each can be compared: as many for each.
+TUNED = {
+    "SGD, momentum": [
+        {"lr": lr, "weight_decay": decay} for lr in (0.02, 0.1, 0.2, 0.4) for decay in (0.0, 1e-3)
+    ],
+    "Adam": [{"lr": lr, "weight_decay": decay} for lr in (2e-3, 4e-3, 6e-3, 8e-3) for decay in (0.0, 0.3)],
+    "NysKFAC": [
+        {"lr": lr, "damping": damping, "weight_decay": decay}
+        for lr in (0.05, 0.07) for damping in (0.03, 0.1) for decay in (0.0, 0.1)
+    ],
 }  # fmt: skip
 
 
-def with_rates(optimizers):
-    """Return some optimizers, and again with other learning rates: names without and with ``, lr=``."""
+def with_settings(optimizers):
+    """Return some optimizers, and again with other settings, which their names list."""
     others = {
-        f"{name}, lr={lr:g}": optimizers[name]._replace(make=functools.partial(optimizers[name].make, lr=lr))
-        for name, rates in RATES.items() if name in optimizers
-        for lr in rates
+        ", ".join([name, *(f"{key} {value:g}" for key, value in options.items() if value)]): (
+            optimizers[name]._replace(make=functools.partial(optimizers[name].make, **options))
+        )
+        for name, grid in TUNED.items() if name in optimizers
+        for options in grid
     }  # fmt: skip
     return optimizers | others
 

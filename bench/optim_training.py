@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bench.harness import number
-from bench.optim_peers import available, with_rates
+from bench.optim_peers import available, with_settings
 from rnla.torch._mnist import load_digits, load_mnist
 from rnla.torch._training import network, table, train
 
@@ -132,8 +132,8 @@ def vgg(width, seed):
 def _compared(make, data, epochs, batch, options, prototype):
     """Train with every optimizer and seed; the target of a seed is what SGD reaches at its end."""
     found, contenders = {}, available(TRAIN_NAMES)
-    if prototype is PROTOTYPE_MNIST and not options.quick:  # the other table takes too long for other learning rates
-        contenders = with_rates(contenders)
+    if prototype is PROTOTYPE_MNIST and not options.quick:  # the other table takes too long for other settings
+        contenders = with_settings(contenders)
     for seed in range(1 if options.quick else options.seeds):
         runs = []
         for name, optimizer in contenders.items():

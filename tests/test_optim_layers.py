@@ -1,11 +1,13 @@
 """Factors of many layers together: the same as one by one, whatever is wrong with some of them."""
 
+import array_api_compat
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnla.optim as optim
+from rnla._backend import to_host
 from rnla._psd_stack import stack_pairs
 from rnla.optim import _inverses
 from rnla.optim._inverses import damp_factors
@@ -106,6 +108,20 @@ def test_blocks_that_rounding_spoils_are_treated_alone(method):
         alone = optim.factor_inverse(M, method=method, rank=20, rng=0)
         assert np.linalg.norm(inv.dense() - M) <= 1.1 * np.linalg.norm(alone.dense() - M) + 1e-5
         assert np.abs(inv.U.T @ inv.U - np.eye(20)).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "place", ["numpy", "strict-device1", "torch", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
+)
+@pytest.mark.parametrize("method", ["exact", "eigh", "rsvd", "sre", "nystrom"])
+def test_stacks_stay_where_they_are(place, method):
+    xp, device = place
+    factors = [semidefinite(60, i) for i in range(3)]
+    found = optim.factor_inverses([xp.asarray(M, device=device) for M in factors], method=method, rank=8, rngs=range(3))
+    expected = optim.factor_inverses(factors, method=method, rank=8, rngs=range(3))
+    for inv, other, damped in zip(found, expected, damp_factors(found, [0.1] * 3), strict=True):
+        assert array_api_compat.device(damped.apply(xp.eye(60, device=device, dtype=xp.float64))) == inv.lam.device
+        assert np.abs(to_host(inv.dense()) - other.dense()).max() <= 1e-10
 
 
 def test_a_failing_stack_is_taken_apart(monkeypatch):

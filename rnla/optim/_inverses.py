@@ -100,7 +100,7 @@ def damp_factors(inverses, deltas):
         except (np.linalg.LinAlgError, RuntimeError):
             continue
         for k, (i, delta) in enumerate(zip(places, floored, strict=True)):
-            found[i] = DampedInverse(xp.zeros_like(delta), None, None, stack[k, ...], delta)
+            found[i] = DampedInverse(xp.zeros_like(delta), None, None, _own(stack, k), delta)
     for i, (inv, delta) in enumerate(zip(inverses, deltas, strict=True)):
         if found[i] is None:
             with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
@@ -165,18 +165,25 @@ def _together(factors, rngs, warms, *, method, rank, oversampling, products, tai
             lam, U, safe = stack_pairs(
                 M, xp.stack(X), products, method=PAIRS[method], shift=default_shift(traces, d, M.dtype, xp)
             )
-            usable, lam, U = usable & safe, lam[:, :rank], xp.asarray(U[..., :rank], copy=True)
+            usable, lam, U = usable & safe, lam[:, :rank], U[..., :rank]
     except (np.linalg.LinAlgError, RuntimeError):
         return [None] * len(factors)
     fine = to_host(usable & xp.isfinite(xp.sum(lam, axis=-1)))
     lam = xp.clip(lam, min=0.0)
     if method in ("exact", "cholesky"):
         return [
-            FactorInverse(U[i, ...], lam[i, ...], lam[i, 0] * 0, d, "dense", tail, factors[i]) if good else None
+            FactorInverse(_own(U, i), _own(lam, i), lam[i, 0] * 0, d, "dense", tail, factors[i]) if good else None
             for i, good in enumerate(fine)
         ]
     kind = "eigen" if rank == d else "lowrank"
     return [
-        FactorInverse(U[i, ...], lam[i, ...], tail_of(lam[i, ...], traces[i], d, tail), d, kind, tail) if good else None
+        FactorInverse(_own(U, i), _own(lam, i), tail_of(lam[i, ...], traces[i], d, tail), d, kind, tail)
+        if good
+        else None
         for i, good in enumerate(fine)
     ]
+
+
+def _own(stack, i):
+    """Return one array of a stack in memory of its own: the others may be replaced, saved or counted apart from it."""
+    return array_namespace(stack).asarray(stack[i, ...], copy=True)

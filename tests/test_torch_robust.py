@@ -173,6 +173,13 @@ def test_layers_that_thaw_are_preconditioned():
     assert set(opt._engine.curvatures) > set(known)
     assert all(opt._engine.curvatures[name] is curvature for name, curvature in known.items())
     assert all(curvature.ready for curvature in opt._engine.curvatures.values())
+    # A parameter outside of the model is none that thawed.
+    collector = opt._engine.collector
+    opt.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    assert opt._engine.collector is not collector
+    collector = opt._engine.collector
+    train(model, opt, 1)
+    assert opt._engine.collector is collector
 
 
 def test_training_without_statistics_is_reported():

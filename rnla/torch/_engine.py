@@ -126,7 +126,6 @@ class Engine:
             **{name: self.options[name] for name in COLLECTED},
         )  # fmt: skip
         self.regroup(groups)
-        self.trained = {id(p) for p in self.model.parameters() if p.requires_grad}
         known, self.curvatures = self.curvatures, {}
         for name, block in self.collector.blocks.items():
             self.curvatures[name] = known.get(name) or curvature_of(block, self.options)

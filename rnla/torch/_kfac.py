@@ -128,6 +128,10 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
     def _select(self):
         groups = [group for group in self.param_groups if group["precondition"]]
         self._engine.select([p for group in groups for p in group["params"]], groups)
+        self._trained = {id(p) for p in self._all() if p.requires_grad}
+
+    def _all(self):
+        return (p for group in self.param_groups for p in group["params"])
 
     def step(self, closure=None):
         """Take a step.
@@ -184,14 +188,14 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
         """Precondition, and move the weights."""
         engine = self._engine
         if engine.sharer is not None and engine.options["sync_grads"]:
-            engine.sharer.average_gradients(p for group in self.param_groups for p in group["params"])
+            engine.sharer.average_gradients(self._all())
         of = {id(p): group for group in self.param_groups for p in group["params"]}
 
         def decay(block):
             group = of[id(block.weight_parameter)]
             return 0.0 if group["decoupled"] else group["weight_decay"]
 
-        finite = engine.check_gradients(p for group in self.param_groups for p in group["params"])
+        finite = engine.check_gradients(self._all())
         updates = engine.updates(
             lambda block: of[id(block.weight_parameter)]["lr"], grad_scale=grad_scale, decay=decay, finite=finite
         )
@@ -206,7 +210,7 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
         for group in self.param_groups:
             plain = [p for p in group["params"] if p.grad is not None and id(p) not in covered]
             self._move(group, moves[id(group)], plain, grad_scale, finite)
-        if any(id(p) not in engine.trained for group in self.param_groups for p in group["params"] if p.requires_grad):
+        if any(p.requires_grad and id(p) not in self._trained for p in self._all()):
             self._select()  # frozen before
 
     def _move(self, group, moves, plain, grad_scale, finite):

@@ -94,9 +94,9 @@ def test_without_memory_the_linear_wake_is_kfac_without_averaging():
 
 
 def test_exact_divergence_with_inner_steps_of_length_zero_is_the_quadratic_wake(monkeypatch):
-    from rnla.optim import _kfac_step
+    from rnla.optim import _wake
 
-    monkeypatch.setattr(_kfac_step, "INNER_LR", 0.0)
+    monkeypatch.setattr(_wake, "INNER_LR", 0.0)
     layer = optim.LayerConfig(rho=0.5)
     q, qe = (train(config(v, lr=0.1, layer=layer), 8)[0] for v in ("q", "qe"))
     assert all(np.abs(W - V).max() <= 100 * EPS for W, V in zip(q, qe, strict=True))

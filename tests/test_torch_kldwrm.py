@@ -208,6 +208,48 @@ def test_a_gradient_that_is_not_finite_changes_nothing(variant):
     assert all(np.isfinite(loss) for loss in train(model, opt, 5))
 
 
+@pytest.mark.parametrize("scale", [1e9, 1e20])
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("so", {}), ("so", {"residual": "exact"}), ("q", {"damping_mode": "pi"}), ("q", {"residual": "exact"}),
+        ("q", {"q_solver": "factor_sum"}), ("qe", {}),
+    ],
+)  # fmt: skip
+def test_large_gradients_neither_raise_nor_spoil_the_weights(variant, options, scale):
+    model, (x, y) = network().float(), batch()
+    opt = KLDWRM(model, lr=0.1, variant=variant, factor_every=1, inverse_every=1, rng=0, **options)
+    for factor in (1, 1, scale, 1, 1):
+        before = matrices(model)
+        opt.zero_grad()
+        (factor * torch.nn.functional.cross_entropy(model(x.float()), y)).backward()
+        opt.step()
+        # The clip of a layer, 0.07 of the root mean square.
+        for W, V in zip(matrices(model), before, strict=True):
+            assert np.abs(W - V).max() <= 0.0071 * W.size**0.5 + (variant == "qe") * 0.0071 * W.size**0.5
+
+
+def test_inner_steps_that_diverge_are_not_taken():
+    model, (x, y) = network(), batch()
+    opt = KLDWRM(model, lr=0.1, variant="qe", factor_every=1, rms_clip=None, damping=1e8, rng=0)
+    train(model, opt, 2)
+    for _ in range(3):
+        opt.zero_grad()
+        (1e60 * torch.nn.functional.cross_entropy(model(x), y)).backward()
+        opt.step()
+    assert all(np.isfinite(W).all() for W in matrices(model))
+
+
+def test_the_quadratic_model_takes_layers_without_curvature():
+    params = [np.zeros((3, 5)), np.zeros((4, 4))]
+    x, y = np.eye(4), np.arange(4)
+    cfg = mlp.KFACConfig(ACTS, lr=0.1, variant="q", factor_every=5, inverse_every=5)
+    state = mlp.KFACState()
+    for _ in range(4):  # the second layer is zero at first: nothing passes to the first one
+        params, state, _ = mlp.kfac_step(params, state, (x, y), cfg)
+    assert all(np.isfinite(W).all() and np.abs(W).max() < 1 for W in params)
+
+
 @pytest.mark.parametrize("variant", ["so", "q", "qe"])
 def test_a_stored_optimizer_goes_on_bit_for_bit(variant):
     def fresh():

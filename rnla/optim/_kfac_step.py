@@ -5,18 +5,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnla._rangefinder import check_choice
-from rnla.optim._clip import kl_clip, momentum_step, rms_clip
+from rnla.optim._clip import momentum_step
 from rnla.optim._factors import input_factor, output_factor
 from rnla.optim._kfac_layer import LayerConfig, LayerState
-from rnla.optim._kldwrm import kldwrm_gradient, kldwrm_residual, kldwrm_step, symmetric_kl_gradient
+from rnla.optim._kldwrm import symmetric_kl_gradient
 from rnla.optim._layers import refresh_layers
 from rnla.optim._likelihood import likelihood
 from rnla.optim._perceptron import backward, forward
+from rnla.optim._wake import RESIDUALS, STORED, VARIANTS, clipped, memory_weights, wake_step
 
-VARIANTS = ("kfac", "so", "q", "qe")
-RESIDUALS = ("gradient", "exact")
 FISHERS = ("empirical", "mc", "type2")
-STORED, INNER, INNER_LR, INNER_MOMENTUM, KL_SCALE = 3, 7, 0.1, 0.5, 330.0  # of QE, as published
 
 
 class KFACConfig(NamedTuple):
@@ -205,7 +203,7 @@ def kfac_step(params, state, batch, cfg):
             ]
         if cfg.variant == "qe" and stored:
             divergence = _divergence(params, x, stored, cfg)
-        updates, nu, wake = wake_step(grads, layers, factors, state.wake, damping, cfg, divergence)
+        updates, nu, wake, _ = wake_step(grads, layers, factors, state.wake, damping, cfg, divergence)
     if cfg.variant == "qe" and state.step % cfg.factor_every == 0:
         stored = (list(params), *stored[: STORED - 1])
     buffers = state.momentum or (None,) * len(params)
@@ -241,102 +239,6 @@ def with_statistics(layers, params, z, cache, hs, loss, cfg, step):
     )
 
 
-def wake_step(grads, layers, factors, wake, damping, cfg, divergence=None):
-    """Compute the update of KLD-WRM for any network.
-
-    Parameters
-    ----------
-    grads : list of array, shapes (q, p)
-        Gradients, with that of the weight decay.
-    layers : sequence of LayerState
-        Averages, and inverses for the linear model.
-    factors : list of (array, array), or None
-        Factors of this batch alone, the curvature of the quadratic model.
-    wake : tuple
-        As in `KFACState`; None for a layer that the step before did not use.
-    damping : float
-        Of the averages.
-    cfg : KFACConfig
-        Of which `variant`, `residual`, `q_solver`, `lr`, `layer` and the clips count.
-    divergence : callable, optional
-        ``steps -> list of array``: gradient of the divergence from the stored networks after steps; for ``qe``.
-
-    Returns
-    -------
-    updates : list of array
-        V of steps ``-lr V``, clipped.
-    nu : array, shape (), or 1.0
-        Factor of the clipping by the divergence.
-    wake : tuple
-        For the next step.
-    """
-    targets = _wake_gradients(grads, wake, cfg)
-    if cfg.variant == "so":
-        factors = None
-        updates = [layer.direction(g, cfg.layer, damping) for layer, g in zip(layers, targets, strict=True)]
-    else:
-        steps = [
-            kldwrm_step(
-                g,
-                layer.A.matrix,
-                layer.G.matrix,
-                A,
-                G,
-                1 / cfg.lr,
-                damping,
-                mode=cfg.layer.damping_mode,
-                solver=cfg.q_solver,
-            )
-            for g, layer, (A, G) in zip(targets, layers, factors, strict=True)
-        ]
-        updates = [-s / cfg.lr for s in steps]
-        if divergence is not None:
-            updates = _nearer(updates, grads, factors, divergence, cfg)
-    updates, nu = clipped(updates, targets, cfg)
-    return updates, nu, _wake(wake, grads, updates, layers, factors, cfg)
-
-
-def clipped(updates, grads, cfg):
-    """Return the updates after both clips, and the factor of the one by the divergence."""
-    if cfg.rms_clip is not None:
-        updates = [rms_clip(V, cfg.rms_clip) for V in updates]
-    if cfg.kl_clip is None:
-        return updates, 1.0
-    nu = kl_clip(updates, grads, cfg.lr, cfg.kl_clip)
-    return [nu * V for V in updates], nu
-
-
-def _wake_gradients(grads, wake, cfg):
-    """Return the gradients of the model, for KLD-WRM; a memory may be None, as at the first step."""
-    wake = wake or (None,) * len(grads)
-    if cfg.residual == "exact":
-        return [g if r is None else g + r / cfg.lr for g, r in zip(grads, wake, strict=True)]
-    memories = [(None, None, cfg.lr) if memory is None else memory for memory in wake]
-    return [
-        kldwrm_gradient(g, before, cfg.layer.rho, lr / cfg.lr, Bs)
-        for g, (before, Bs, lr) in zip(grads, memories, strict=True)
-    ]
-
-
-def _wake(wake, grads, updates, layers, factors, cfg):
-    """Return what the next step needs to know of this one."""
-    steps = [-cfg.lr * V for V in updates]
-    if cfg.residual == "exact":
-        residuals = wake or (None,) * len(steps)
-        return tuple(
-            kldwrm_residual(s * 0 if r is None else r, layer.curvature(s), cfg.layer.rho)
-            for r, layer, s in zip(residuals, layers, steps, strict=True)
-        )
-    products = [None] * len(steps) if factors is None else [G @ s @ A for s, (A, G) in zip(steps, factors, strict=True)]
-    return tuple((g, Bs, cfg.lr) for g, Bs in zip(grads, products, strict=True))
-
-
-def memory_weights(count, rho):
-    """Return the weights of stored networks, the latest first; they sum to 1."""
-    weights = [rho**j for j in range(count)]
-    return [w / sum(weights) for w in weights]
-
-
 def _divergence(params, x, stored, cfg):
     """Return the gradient of the mean divergence from stored networks as a function of the steps (QE)."""
     weights = memory_weights(len(stored), cfg.layer.rho)
@@ -349,20 +251,3 @@ def _divergence(params, x, stored, cfg):
         return backward(moved, cache, dz)[0]
 
     return gradient
-
-
-def _nearer(updates, grads, factors, divergence, cfg):
-    """Return updates moved towards the minimum of the model with the exact divergence from stored networks (QE)."""
-    steps = [-cfg.lr * V for V in updates]
-    buffers = [s * 0 for s in steps]
-    for _ in range(INNER):
-        scale = 1 / (2 * cfg.lr * KL_SCALE)
-        slopes = [
-            g + G @ s @ A + scale * d
-            for g, s, (A, G), d in zip(grads, steps, factors, divergence(steps), strict=True)
-        ]  # fmt: skip
-        if cfg.rms_clip is not None:
-            slopes = [rms_clip(slope, cfg.rms_clip) for slope in slopes]
-        buffers = [INNER_MOMENTUM * b + slope for b, slope in zip(buffers, slopes, strict=True)]
-        steps = [s - INNER_LR * cfg.lr * b for s, b in zip(steps, buffers, strict=True)]
-    return [-s / cfg.lr for s in steps]

@@ -7,7 +7,7 @@ from array_api_compat import array_namespace
 from rnla._rangefinder import check_choice
 from rnla.optim._checks import check_damping, check_shape, check_square, real_arrays
 from rnla.optim._precond import split_damping
-from rnla.optim._symmetric import eigenpairs, ridged, spd_inverse, symmetrised
+from rnla.optim._symmetric import eigenpairs, floor_of, ridged, spd_inverse, symmetrised
 
 LEAST = 1e-4  # a difference of Kronecker products is positive; rounding must not let it come nearer to zero
 
@@ -183,6 +183,8 @@ class BlockTridiagonal:
 def _congruence(A, C):
     """Return K and s with ``K^T A K = I`` and ``K^T C K = diag(s)``."""
     w, V = eigenpairs(symmetrised(A))
+    # A damping below the rounding of the largest eigenvalue may leave others that are negative.
+    w = array_namespace(w).maximum(w, floor_of(w[0], A))
     half = (V / w**0.5) @ V.T
     s, E = eigenpairs(symmetrised(half @ C @ half))
     return half @ E, s

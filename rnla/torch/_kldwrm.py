@@ -10,7 +10,8 @@ from torch.func import functional_call
 from rnla._backend import key_from_rng
 from rnla._rangefinder import check_choice
 from rnla.optim import LayerConfig, LayerState, momentum_step, refresh_layers, symmetric_kl_gradient
-from rnla.optim._kfac_step import RESIDUALS, STORED, VARIANTS, KFACConfig, memory_weights, wake_step
+from rnla.optim._kfac_step import KFACConfig
+from rnla.optim._wake import RESIDUALS, STORED, VARIANTS, memory_weights, wake_step
 from rnla.torch._collect import Collector
 from rnla.torch._plain import from_plain, to_plain
 from rnla.torch._settings import at, check_setting, varies
@@ -265,7 +266,7 @@ class KLDWRM(torch.optim.Optimizer):
                 divergence = self._divergence(names, config)
         updates, memories = [], ()
         if names:
-            updates, _, memories = wake_step(
+            updates, _, memories, _ = wake_step(
                 [grads[name] for name in names], [self._layers[name] for name in names],
                 [tuple(found[name][:2]) for name in names] if quadratic else None,
                 tuple(self._wake.get(name) for name in names), config.damping + config.weight_decay, config, divergence,

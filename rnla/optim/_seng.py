@@ -3,8 +3,9 @@
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from rnla._backend import key_from_rng
-from rnla.optim._checks import at_least_single, check_damping, check_shape, real_arrays
+from rnla._backend import eps_of, key_from_rng
+from rnla.optim._checks import at_least_single, check_damping, check_shape, real_arrays, scalar_like
+from rnla.optim._symmetric import eigenpairs, ridged, spd_inverse
 
 
 def seng_solve(V, a_bar, h, lam, *, terms, sample=None, rng=None):
@@ -22,7 +23,8 @@ def seng_solve(V, a_bar, h, lam, *, terms, sample=None, rng=None):
     h : array, shape (N, q) or (N, R, q)
         Derivative of the reduced loss with respect to the outputs.
     lam : float
-        Damping, positive.
+        Damping, not negative. It is raised to the trace of F times the square root of the rounding unit: below, nothing
+        but rounding is left of the difference.
     terms : int
         Number of terms that the loss averages over.
     sample : int, optional
@@ -41,6 +43,8 @@ def seng_solve(V, a_bar, h, lam, *, terms, sample=None, rng=None):
         If an argument is not one of the above.
     TypeError
         If an argument is no array.
+    numpy.linalg.LinAlgError or RuntimeError
+        If an array has a NaN or an infinity.
 
     Notes
     -----
@@ -64,16 +68,35 @@ def seng_solve(V, a_bar, h, lam, *, terms, sample=None, rng=None):
     if h.ndim == 2:
         a_bar, h = xp.expand_dims(a_bar, axis=1), xp.expand_dims(h, axis=1)
     N, R = h.shape[:2]
-    a, h = at_least_single(a_bar), at_least_single(h) * terms**0.5
+    (a, size_a), (h, size_h) = _at_most_one(at_least_single(a_bar)), _at_most_one(at_least_single(h) * terms**0.5)
     rows_a, rows_h = xp.reshape(a, (N * R, -1)), xp.reshape(h, (N * R, -1))
     keys = np.random.default_rng(key_from_rng(rng, caller)) if sample is not None else None
     gram = _gram(rows_a, sample, keys) * _gram(rows_h, sample, keys)
     if R > 1:
         gram = xp.sum(xp.reshape(gram, (N, R, N, R)), axis=(1, 3))
+    # U y has an error of eps trace / (4 lam) times V; divided by lam, this keeps it below V / trace.
+    least = (eps_of(xp, gram.dtype) ** 0.5) * xp.linalg.trace(gram) + float(xp.finfo(gram.dtype).smallest_normal) ** 0.5
+    lam = xp.maximum(scalar_like(lam, gram) / size_a / size_a / size_h / size_h, least)
     projected = xp.sum(xp.reshape((rows_h @ V) * rows_a, (N, -1)), axis=1)
-    y = xp.linalg.solve(gram + lam * xp.eye(N, dtype=gram.dtype, device=device(gram)), projected[:, None])
+    y = _solve(ridged(gram, lam), projected[:, None], lam)
     weighted = xp.reshape(h * y[:, :, None], (N * R, -1))
-    return (V - weighted.T @ rows_a) / lam
+    return (V - weighted.T @ rows_a) / lam / size_a / size_a / size_h / size_h
+
+
+def _at_most_one(X):
+    """Return an array divided by its largest entry where that is above 1, so that products do not overflow, and it."""
+    xp = array_namespace(X)
+    size = xp.clip(xp.max(xp.abs(X)), min=1.0)
+    return X / size, size
+
+
+def _solve(M, b, least):
+    """Return the solution of a system with a positive definite matrix, the eigenvalues of which are `least` or more."""
+    try:
+        return spd_inverse(M) @ b
+    except (np.linalg.LinAlgError, RuntimeError):  # rounding has made it indefinite
+        w, Q = eigenpairs(M)
+        return (Q / array_namespace(w).maximum(w, least)) @ (Q.T @ b)
 
 
 def _gram(X, sample, keys):

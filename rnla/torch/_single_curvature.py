@@ -75,11 +75,11 @@ class Unit:
 class Sketched:
     """Curvature of SENG: the gradients of single examples of the last batch for which they were collected."""
 
-    SAVED = ("state", "failed")
+    SAVED = ("state", "failed", "dropped")
     padding, blank = 0, False
 
     def __init__(self, block, options):
-        self.block, self.failed = block, 0
+        self.block, self.failed, self.dropped = block, 0, 0
         self._sample, self._seed = options["sample"], options["seed"]
         self.state: Any = None
 
@@ -105,6 +105,7 @@ class Sketched:
         """Take in the statistics of a batch."""
         a, h = found.rows
         if not bool(torch.isfinite(h.sum() + a.sum())):
+            self.dropped += 1
             return
         if a.shape[1] == 1:
             self.state = a[:, 0], h[:, 0]
@@ -120,20 +121,24 @@ class Sketched:
         return []
 
     def direction(self, V, config, damping, step):
-        """Return the preconditioned gradient."""
+        """Return the preconditioned gradient; V itself where the system could not be solved."""
         if not self.ready:
             return V
         a, h = self.state
         single = h.shape[1] == 1 and a.shape[1] == V.numel()
         W = V.reshape(1, -1) if single else V
         rng = np.random.SeedSequence([self._seed, step])
-        return (
-            seng_solve(W.to(a.dtype), a, h, damping, terms=1, sample=self._sample, rng=rng).reshape(V.shape).to(V.dtype)
-        )
+        try:
+            W = seng_solve(W.to(a.dtype), a, h, damping, terms=1, sample=self._sample, rng=rng)
+        except (np.linalg.LinAlgError, RuntimeError):
+            self.failed += 1
+            return V
+        W = W.reshape(V.shape).to(V.dtype)
+        return torch.where(torch.isfinite(W.sum()), W, V)
 
     def skipped(self):
-        """Return 0."""
-        return 0
+        """Return the number of batches that were not finite."""
+        return self.dropped
 
     def ranks(self):
         """Return the number of gradients."""

@@ -162,6 +162,63 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_damping():
     assert all(np.isfinite(W).all() for W in matrices(model))
 
 
+@pytest.mark.parametrize("tridiagonal", [False, True])
+def test_what_it_says_of_itself(tridiagonal):
+    model, (x, y) = chain(), batch()
+    options = {"lam0": 1.0, "tridiagonal": tridiagonal, "inverse_every": 50, "rng": 0}
+    opt, closure = AdaptiveKFAC(model, **options), closure_of(model, x, y)
+    assert opt.unsupported == []
+    assert opt.memory_usage() == 0
+    first = float(opt.step(closure))
+    for _ in range(4):
+        opt.step(closure)
+    assert np.isnan(float(opt.step(closure_of(model, x * float("nan"), y))))
+    stats = opt.stats
+    assert (stats.steps, stats.skipped_steps, stats.skipped_updates, stats.failed_inversions) == (5, 1, 0, 0)
+    ranks = {"0": (7, 8), "2": (9, 7), "4": (8, 4)}
+    assert stats.ranks == (dict.fromkeys(ranks, (None, None)) if tridiagonal else ranks)
+    assert stats.seconds["statistics"] > 0
+    assert [line.split()[:4] for line in opt.summary().splitlines()[2:]] == [
+        ["0", "linear", "8", "7"], ["2", "linear", "7", "9"], ["4", "linear", "4", "8"],
+    ]  # fmt: skip
+    assert opt.memory_usage() >= 8 * (7 * 7 + 8 * 8 + 9 * 9 + 7 * 7 + 8 * 8 + 4 * 4)
+    small = opt.state_dict(include_factors=False)
+    assert not small["state"]["layers"]["fields"]
+    again = AdaptiveKFAC(model, **options)
+    with pytest.warns(UserWarning, match="the state has no factors") as caught:
+        again.load_state_dict(small)
+    assert caught[0].filename == __file__
+    losses = [float(again.step(closure)) for _ in range(5)]
+    assert losses[-1] < losses[0] < first
+    assert again.stats.steps == 10
+
+
+def test_large_factors_are_diagonal():
+    model, (x, y) = chain(), batch()
+    opt, closure = AdaptiveKFAC(model, lam0=1.0, max_factor_dim=7, rng=0), closure_of(model, x, y)
+    losses = [float(opt.step(closure)) for _ in range(10)]
+    assert losses[-1] < losses[0]
+    assert [(layer.A.matrix.ndim, layer.G.matrix.ndim) for layer in opt._state.layers] == [(2, 1), (1, 2), (1, 2)]
+    with pytest.raises(ValueError, match=r"with tridiagonal no factor may be larger than max_factor_dim; got \[Block"):
+        AdaptiveKFAC(model, max_factor_dim=8, tridiagonal=True)
+    with pytest.raises(ValueError, match=r"factor G of 0 must be a matrix; got shape \(8,\)"):
+        AdaptiveKFAC(chain()).load_state_dict(opt.state_dict())
+    with pytest.raises(ValueError, match=r"state_dict must be that of AdaptiveKFAC; got keys state, param_groups"):
+        opt.load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
+
+
+def test_more_parameters_and_more_processes_are_refused(monkeypatch):
+    opt = AdaptiveKFAC(chain())
+    with pytest.raises(NotImplementedError, match=r"^rnla\.torch\.AdaptiveKFAC\.add_param_group: the parameters are"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(
+        ValueError, match=r"^rnla\.torch\.AdaptiveKFAC: torch\.distributed must have one process; got 2"
+    ):
+        AdaptiveKFAC(chain())
+
+
 class Branches(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rnla._errors import AccuracyWarning
 from rnla.optim import LayerConfig, kldwrm_step, mlp, split_damping
 from rnla.torch._kldwrm import KLDWRM
 
@@ -163,6 +164,7 @@ def test_a_rate_of_zero_at_the_end_of_a_schedule_moves_nothing(variant):
     assert not np.array_equal(before[0], matrices(model)[0])
 
 
+@pytest.mark.filterwarnings("ignore:rnla.torch.KLDWRM. these parameters take plain")
 @pytest.mark.parametrize("variant", ["so", "q", "qe"])
 def test_a_convolution_with_normalisation_and_dropout_trains(variant):
     with torch.random.fork_rng():
@@ -201,13 +203,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing(variant):
     opt = KLDWRM(model, lr=0.1, variant=variant, **INTERVALS)
     train(model, opt, 2)
     before, state = matrices(model), copy.deepcopy(opt.state_dict())
-    train(model, opt, 1, (x * float("nan"), y))
-    assert opt.skipped_steps == 1
+    with pytest.warns(AccuracyWarning, match="a gradient had a NaN or an infinity"):
+        train(model, opt, 1, (x * float("nan"), y))
+    assert opt.skipped_steps == opt.stats.skipped_steps == 1
     assert all(np.array_equal(W, V) for W, V in zip(before, matrices(model), strict=True))
     assert opt.state_dict()["state"]["step"] == state["state"]["step"]
     assert all(np.isfinite(loss) for loss in train(model, opt, 5))
 
 
+@pytest.mark.filterwarnings("ignore:rnla.torch.KLDWRM. the quadratic model")
 @pytest.mark.parametrize("scale", [1e9, 1e20])
 @pytest.mark.parametrize(
     ("variant", "options"),
@@ -250,6 +254,7 @@ def test_the_quadratic_model_takes_layers_without_curvature():
     assert all(np.isfinite(W).all() and np.abs(W).max() < 1 for W in params)
 
 
+@pytest.mark.filterwarnings("ignore:rnla.torch.KLDWRM. these parameters take plain")
 @pytest.mark.parametrize("variant", ["so", "q", "qe"])
 def test_a_stored_optimizer_goes_on_bit_for_bit(variant):
     def fresh():
@@ -273,6 +278,10 @@ def test_a_stored_optimizer_goes_on_bit_for_bit(variant):
         KLDWRM(network([5, 8, 4], extra=[torch.nn.LayerNorm(8)]), variant=variant).load_state_dict(state)
     with pytest.raises(ValueError, match="must be of the layers"):
         KLDWRM(torch.nn.Linear(3, 2), variant=variant).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"factor A of \d must be diagonal; got shape"):
+        KLDWRM(fresh()[0], max_factor_dim=4).load_state_dict(state)
+    with pytest.raises(ValueError, match="state_dict must be that of KLDWRM; got keys state, param_groups"):
+        opt.load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
 
 
 @pytest.mark.parametrize("variant", ["so", "qe"])
@@ -299,6 +308,125 @@ def test_a_closure_is_called_with_gradients():
 
     losses = [float(opt.step(closure).detach()) for _ in range(10)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("variant", ["so", "q", "qe"])
+@pytest.mark.parametrize("given", [False, True])
+def test_scaled_losses(variant, given):
+    plain, scaled, (x, y) = network(), network(), batch()
+    options = {"lr": 0.1, "variant": variant, "momentum": 0.5, "damping_mode": "pi", "rng": 0, **INTERVALS}
+    train(plain, KLDWRM(plain, **options), 6)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    opt = KLDWRM(scaled, grad_scaler=scaler if given else None, **options)
+    for k in range(6):
+        opt.zero_grad()
+        scaler.scale(torch.nn.functional.cross_entropy(scaled(x), y)).backward()
+        if given and k % 2:
+            scaler.unscale_(opt)
+        scaler.step(opt)
+        scaler.update()
+    assert scaler.get_scale() > 2.0**10
+    # Powers of two scale without rounding.
+    assert all(np.abs(W - V).max() <= 1e-12 for W, V in zip(matrices(plain), matrices(scaled), strict=True))
+
+
+@pytest.mark.parametrize("variant", ["so", "q", "qe"])
+def test_a_step_that_overflowed_changes_nothing(variant):
+    model, (x, y) = network(), batch()
+    opt = KLDWRM(model, lr=0.1, variant=variant, momentum=0.5, factor_every=1, inverse_every=1)
+    train(model, opt, 3)
+    before = repr(opt.state_dict()), matrices(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    opt.zero_grad()
+    scaler.scale(torch.nn.functional.cross_entropy(model(x), y)).backward()
+    model[0].weight.grad[0, 0] = float("inf")
+    scaler.step(opt)
+    scaler.update()
+    assert repr(opt.state_dict()) == before[0]
+    assert all(np.array_equal(W, V) for W, V in zip(before[1], matrices(model), strict=True))
+    assert not opt._collector.take()
+    opt.zero_grad()
+    scaler.scale(torch.nn.functional.cross_entropy(model(x), y)).backward()
+    scaler.unscale_(opt)
+    with pytest.warns(UserWarning, match="give grad_scaler"):
+        scaler.step(opt)
+
+
+def test_statistics_of_other_passes_are_forgotten():
+    for forget in ("zero_grad", "skip_step"):
+        model, (x, y) = network(), batch()
+        opt = KLDWRM(model, lr=0.1, rng=0, **INTERVALS)
+        (1e3 * torch.nn.functional.cross_entropy(model(x), y)).backward()
+        getattr(opt, forget)()
+        train(model, opt, 1)
+        other = network()
+        train(other, KLDWRM(other, lr=0.1, rng=0, **INTERVALS), 1)
+        assert all(np.array_equal(W, V) for W, V in zip(matrices(model), matrices(other), strict=True))
+
+
+@pytest.mark.parametrize("variant", ["so", "q", "qe"])
+def test_what_it_says_of_itself(variant):
+    model = network(extra=[torch.nn.LayerNorm(8)])
+    with pytest.warns(
+        UserWarning, match="take plain gradient steps, .* of no supported kind: 2.weight, 2.bias"
+    ) as caught:
+        opt = KLDWRM(model, lr=0.1, variant=variant, kl_clip=1e-4, factor_every=1, inverse_every=1)
+    assert caught[0].filename == __file__
+    assert opt.unsupported == ["2.weight", "2.bias"]
+    assert not KLDWRM(network(extra=[torch.nn.LayerNorm(8)]), skip=[torch.nn.LayerNorm]).unsupported
+    assert opt.memory_usage() == 0
+    train(model, opt, 3)
+    stats = opt.stats
+    assert (stats.steps, stats.skipped_steps, stats.skipped_updates, stats.failed_inversions) == (3, 0, 0, 0)
+    ranks = {"0": (7, 8), "3": (9, 4)}
+    assert stats.ranks == (ranks if variant == "so" else dict.fromkeys(ranks, (None, None)))
+    assert stats.nu < 1
+    assert stats.seconds["statistics"] > 0
+    assert [line.split()[:4] for line in opt.summary().splitlines()[2:]] == [
+        ["0", "linear", "8", "7"], ["3", "linear", "4", "9"],
+    ]  # fmt: skip
+    averages = 8 * (7 * 7 + 8 * 8 + 9 * 9 + 4 * 4)
+    assert opt.memory_usage() >= averages
+    small = opt.state_dict(include_factors=False)
+    assert not small["state"]["layers"]
+    again = KLDWRM(model, lr=0.1, variant=variant, skip=[torch.nn.LayerNorm], factor_every=2, inverse_every=50)
+    with pytest.warns(UserWarning, match="the state has no factors"):
+        again.load_state_dict(small)
+    assert again.stats.steps == 3
+    assert again.memory_usage() == 0
+    losses = train(model, again, 10)
+    assert losses[-1] < losses[0]
+    assert variant != "so" or again.stats.ranks == stats.ranks  # inverses as soon as there are statistics
+
+
+def test_large_factors_are_diagonal_or_their_layer_is_plain():
+    model = network()
+    opt = KLDWRM(model, lr=0.1, max_factor_dim=7, residual="exact", **INTERVALS)
+    losses = train(model, opt, 10)
+    assert losses[-1] < losses[0]
+    assert {name: (layer.A.matrix.ndim, layer.G.matrix.ndim) for name, layer in opt._layers.items()} == {
+        "0": (2, 1), "2": (1, 2),
+    }  # fmt: skip
+    with pytest.warns(UserWarning, match="2.weight, 2.bias"):
+        opt = KLDWRM(model, lr=0.1, variant="q", max_factor_dim=8, **INTERVALS)
+    assert list(opt._blocks) == ["0"]
+    assert opt.unsupported == ["2.weight", "2.bias"]
+    losses = train(model, opt, 5)
+    assert losses[-1] < losses[0]
+    with pytest.warns(UserWarning, match="weight, bias"):
+        KLDWRM(torch.nn.Linear(9, 2), variant="q", max_factor_dim=8)
+
+
+def test_more_parameters_and_more_processes_are_refused(monkeypatch):
+    opt = KLDWRM(network())
+    with pytest.raises(
+        NotImplementedError, match=r"^rnla\.torch\.KLDWRM\.add_param_group: the parameters are those of"
+    ):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"^rnla\.torch\.KLDWRM: torch\.distributed must have one process; got 2"):
+        KLDWRM(network())
 
 
 @pytest.mark.parametrize(

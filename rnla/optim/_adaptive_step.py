@@ -281,7 +281,8 @@ def _with_statistics(state, factors, off, cfg, step):
 
 
 def _refreshed(state, cfg, step):
-    if not (step <= 3 or step % cfg.inverse_every == 0):
+    unknown = any(layer.A_inv is None for layer in state.layers)
+    if not (step <= 3 or step % cfg.inverse_every == 0 or unknown):
         return state
     rngs = [np.random.SeedSequence([cfg.seed, step, i]) for i in range(len(state.layers))]
     return state._replace(layers=represent_layers(state.layers, [cfg.layer] * len(rngs), rngs))

@@ -19,11 +19,13 @@ from rnla.optim._adaptive_step import (
     neighbour_factors,
     part_of_batch,
 )
+from rnla.torch._checkpoint import size_of
 from rnla.torch._collect import LIKELIHOODS, Collector
+from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process
 from rnla.torch._plain import from_plain, to_plain
 
 
-class AdaptiveKFAC(torch.optim.Optimizer):
+class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
     """K-FAC of Martens and Grosse with everything in it: no learning rate, hardly anything to tune.
 
     Each step is the minimiser of a quadratic model with the exact Fisher matrix along the preconditioned gradient and
@@ -59,6 +61,8 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         As for `rnla.optim.LayerConfig`.
     weight_sharing : {"expand", "reduce"}
         As for `rnla.optim.input_factor`.
+    max_factor_dim : int
+        Larger factors are diagonal; there must be none with `tridiagonal`.
     rng : None, int or numpy.random.Generator
         Source of the targets that are drawn, and of random blocks.
 
@@ -66,6 +70,8 @@ class AdaptiveKFAC(torch.optim.Optimizer):
     ----------
     info : dict
         Of the last step; see `rnla.optim.mlp.adaptive_step`.
+    skipped_steps : int
+        Steps that changed no weight, because the loss or a gradient was not finite.
 
     Raises
     ------
@@ -76,7 +82,7 @@ class AdaptiveKFAC(torch.optim.Optimizer):
     -----
     A step costs a forward and backward pass of the batch, one of `statistics_share` of it, two tangent passes of
     `model_share` of it (every `gamma_every` steps three times two), and every `lam_every` steps a forward pass more.
-    The numbers are those of `rnla.optim.mlp.adaptive_step`.
+    The numbers are those of `rnla.optim.mlp.adaptive_step`. Neither scaled losses nor several processes are supported.
 
     References
     ----------
@@ -99,13 +105,16 @@ class AdaptiveKFAC(torch.optim.Optimizer):
     True
     """
 
+    _caller = "rnla.torch.AdaptiveKFAC"
+    nu = 1.0  # nothing is clipped
+
     def __init__(
         self, model, *, likelihood="softmax", lam0=150.0, eta=1e-5, lam_every=5, gamma_every=20, inverse_every=20,
         statistics_share=1 / 8, model_share=1 / 4, momentum=True, tridiagonal=False, reject=False, averaging=0.99,
         rho=0.95, method="exact", rank=220, oversampling=10, products=None, tail="trace", weight_sharing="expand",
-        rng=None,
+        max_factor_dim=8192, rng=None,
     ):  # fmt: skip
-        caller = "rnla.torch.AdaptiveKFAC"
+        caller = self._caller
         check_choice(likelihood, "likelihood", tuple(LIKELIHOODS), caller)
         for name, value in (("lam_every", lam_every), ("gamma_every", gamma_every), ("inverse_every", inverse_every)):
             check_count(value, name, caller)
@@ -117,16 +126,19 @@ class AdaptiveKFAC(torch.optim.Optimizer):
             (), LIKELIHOODS[likelihood], lam0, eta, lam_every, gamma_every, inverse_every, statistics_share,
             model_share, momentum, tridiagonal, reject, layer.checked(caller), averaging, seed,
         )  # fmt: skip
+        check_one_process(caller)
         self._collector = Collector(
-            model, norm_layers="skip", fisher="mc", weight_sharing=weight_sharing, max_factor_dim=2**31, seed=seed,
-            caller=caller,
+            model, norm_layers="skip", fisher="mc", weight_sharing=weight_sharing, max_factor_dim=max_factor_dim,
+            seed=seed, caller=caller,
         )  # fmt: skip
         self._model, self._blocks = model, list(self._collector.blocks.values())
         parameters = _checked_parameters(model, self._blocks, caller)
         if tridiagonal:
-            _check_chain(self._blocks, self._collector.layers, caller)
+            _check_chain(self._blocks, self._collector.layers, max_factor_dim, caller)
         self._names = {id(p): name for name, p in model.named_parameters()}
-        self._state, self.info = AdaptiveState(), {}
+        self._state, self.info, self._max_dim = AdaptiveState(), {}, max_factor_dim
+        self.skipped_steps, self._failed, self._seconds, self._warned = 0, 0, {}, set()
+        self.unsupported: list[str] = []  # all parameters have a block
         super().__init__(parameters, {})
 
     def step(self, closure):
@@ -163,8 +175,12 @@ class AdaptiveKFAC(torch.optim.Optimizer):
                 lambda: self._statistics(calls[0], output.shape[0]),
                 lambda D: self._tangents(calls[0], output.shape[0], D),
             )  # fmt: skip
+            before = self._known_layers()
             moved, self._state, self.info = adaptive_update(self._weights(), self._state, problem, self._config)
             self._write(moved)
+            known = {name: layer.A_inv for name, layer in before.items()}
+            layers = self._known_layers()
+            self._count_lost({name: layer for name, layer in layers.items() if layer.A_inv is not known.get(name)})
         return loss
 
     @contextlib.contextmanager
@@ -179,10 +195,23 @@ class AdaptiveKFAC(torch.optim.Optimizer):
             with torch.no_grad():
                 self._write(before)
 
-    def state_dict(self):
-        """Return everything that the next steps need, as dicts, lists and tensors."""
-        return {"state": to_plain(self._state._asdict()), "blocks": [block.name for block in self._blocks],
-                "seed": self._config.seed, "param_groups": []}  # fmt: skip
+    def memory_usage(self):
+        """Return the bytes of averages, inverses, the last step and the average of the weights."""
+        inverse = self._state.inverse
+        return size_of([*self._state[:-1], vars(inverse) if self._config.tridiagonal and inverse else inverse])
+
+    def state_dict(self, include_factors=True):
+        """Return everything that the next steps need, as dicts, lists and tensors.
+
+        Parameters
+        ----------
+        include_factors : bool
+            With the averages of the factors and their inverses. Without, the state is smaller, and they are collected
+            anew.
+        """
+        state = self._state if include_factors else self._state._replace(layers=(), neighbours=(), inverse=None)
+        return {"state": to_plain(state._asdict()), "blocks": [block.name for block in self._blocks],
+                "seed": self._config.seed, "complete": include_factors, "param_groups": []}  # fmt: skip
 
     def load_state_dict(self, state_dict):
         """Go on from a `state_dict` of an optimizer of the same model.
@@ -192,19 +221,19 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         ValueError
             If the layers are others.
         """
-        names = [block.name for block in self._blocks]
+        names, caller = [block.name for block in self._blocks], f"{self._caller}.load_state_dict"
+        if "blocks" not in state_dict:
+            raise ValueError(f"{caller}: state_dict must be that of AdaptiveKFAC; got keys {', '.join(state_dict)}.")
         if state_dict["blocks"] != names:
-            raise ValueError(
-                f"rnla.torch.AdaptiveKFAC.load_state_dict: state_dict must be of the layers {names}; "
-                f"got {state_dict['blocks']}."
-            )
+            raise ValueError(f"{caller}: state_dict must be of the layers {names}; got {state_dict['blocks']}.")
         state = AdaptiveState(**from_plain(state_dict["state"], self.param_groups[0]["params"][0].device))
         for block, W in zip(self._blocks, state.average or [], strict=False):
             if tuple(W.shape) != (block.q, block.p):
-                raise ValueError(
-                    f"rnla.torch.AdaptiveKFAC.load_state_dict: {block.name} must have shape {(block.q, block.p)}; "
-                    f"got {tuple(W.shape)}."
-                )
+                raise ValueError(f"{caller}: {block.name} must have shape {(block.q, block.p)}; got {tuple(W.shape)}.")
+        for block, layer in zip(self._blocks, state.layers, strict=False):
+            check_factors(block, layer, self._max_dim, caller)
+        if not state_dict["complete"]:
+            self._warn_of_missing_factors()
         self._state = state
         self._config = self._config._replace(seed=state_dict["seed"])
         self._collector.seed = state_dict["seed"]
@@ -212,6 +241,12 @@ class AdaptiveKFAC(torch.optim.Optimizer):
     def remove_hooks(self):
         """Take the hooks off the model; no further step can be taken."""
         self._collector.remove_hooks()
+
+    def _known_layers(self):
+        return dict(zip((block.name for block in self._blocks), self._state.layers, strict=False))
+
+    def _steps_taken(self):
+        return self._state.step
 
     def _weights(self):
         # Copies: a view would follow the weights as they are written.
@@ -222,6 +257,7 @@ class AdaptiveKFAC(torch.optim.Optimizer):
             block.write_weight(W)
 
     def _refuse(self, loss):
+        self.skipped_steps += 1
         lam = self._config.lam0 if self._state.lam is None else self._state.lam
         lam = lam / (19 / 20) ** self._config.lam_every
         self._state = self._state._replace(lam=lam)
@@ -328,8 +364,11 @@ def _checked_parameters(model, blocks, caller):
     return list(own.values())
 
 
-def _check_chain(blocks, layers, caller):
-    """Raise unless every layer is linear and takes as many inputs as the one before has outputs."""
+def _check_chain(blocks, layers, most, caller):
+    """Raise unless every layer is linear, small, and takes as many inputs as the one before has outputs."""
+    large = [block for block in blocks if max(block.p, block.q) > most]
+    if large:
+        raise ValueError(f"{caller}: with tridiagonal no factor may be larger than max_factor_dim; got {large}.")
     linear = all(block.kind == "linear" for block in blocks) and all(len(layer.modules) == 1 for layer in layers)
     fits = linear and all(
         after.p == before.q + (after.bias_parameter is not None) for before, after in itertools.pairwise(blocks)

@@ -15,6 +15,7 @@ from rnla.torch._checkpoint import decoded, encoded, size_of
 from rnla.torch._collect import Collector
 from rnla.torch._curvature import CORRECTIONS, curvature_of, refreshed
 from rnla.torch._distributed import Sharer
+from rnla.torch._report import table
 from rnla.torch._settings import at, check_options, layer_config
 
 DEFAULTS = {
@@ -337,9 +338,7 @@ class Engine:
                 (name or "(model)", block.kind, str(block.q), str(block.p), curvature.method(self._config), ranks,
                  f"{size / 2**20:.1f} MiB")
             )  # fmt: skip
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return table(rows)
 
     def memory_usage(self):
         """Return the bytes of averages and inverses."""

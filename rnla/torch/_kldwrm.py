@@ -1,25 +1,27 @@
 """KLD-WRM for PyTorch models: K-FAC that keeps every old metric where it was measured."""
 
-from contextlib import contextmanager
-from typing import Any
+import time
 
 import numpy as np
 import torch
-from torch.func import functional_call
 
 from rnla._backend import key_from_rng
+from rnla._errors import AccuracyWarning
 from rnla._rangefinder import check_choice
-from rnla.optim import LayerConfig, LayerState, momentum_step, refresh_layers, symmetric_kl_gradient
+from rnla.optim import LayerConfig, LayerState, momentum_step, refresh_layers
 from rnla.optim._kfac_step import KFACConfig
 from rnla.optim._wake import RESIDUALS, STORED, VARIANTS, memory_weights, wake_step
+from rnla.torch._checkpoint import size_of
 from rnla.torch._collect import Collector
+from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process, large_modules
+from rnla.torch._outputs import Outputs
 from rnla.torch._plain import from_plain, to_plain
 from rnla.torch._settings import at, check_setting, varies
 
 MEMORY = {"so": 0.33, "q": 0.5, "qe": 0.5}  # decay rates of the published runs
 
 
-class KLDWRM(torch.optim.Optimizer):
+class KLDWRM(LayerMethods, torch.optim.Optimizer):
     """Wake of Kullback-Leibler-regularised models: K-FAC in which old metrics stay where they were measured.
 
     The exponential average of K-FAC re-centres the metrics of all earlier steps at the present weights. Here each one
@@ -52,8 +54,10 @@ class KLDWRM(torch.optim.Optimizer):
         As for `rnla.optim.kl_clip` and `rnla.optim.rms_clip`.
     method, rank, oversampling, products, tail
         As for `rnla.optim.LayerConfig`, for ``so``.
-    loss_average, weight_sharing, skip
+    loss_average, weight_sharing, skip, grad_scaler
         As for `KFACPreconditioner`.
+    max_factor_dim : int
+        Larger factors are diagonal for ``so``; for the others the layer takes plain gradient steps.
     rng : None, int or numpy.random.Generator
         Source of random blocks.
 
@@ -61,6 +65,10 @@ class KLDWRM(torch.optim.Optimizer):
     ----------
     skipped_steps : int
         Steps that were left out because a gradient was not finite.
+    unsupported : list of str
+        Names of trainable parameters that take plain gradient steps although nobody asked for it.
+    nu : Tensor or float
+        Factor of the last clipping by the divergence.
 
     Raises
     ------
@@ -70,9 +78,10 @@ class KLDWRM(torch.optim.Optimizer):
     Notes
     -----
     The numbers are those of `rnla.optim.mlp.kfac_step` with the same `variant`. Parameters that belong to no linear
-    layer, convolution or embedding get plain gradient steps. The hyperparameters may be functions of the step. ``qe``
-    evaluates all networks in evaluation mode, without dropout; it notes the arguments of the last call of the model in
-    training mode. Neither loss scaling nor several processes are supported.
+    layer, convolution or embedding get plain gradient steps, and a warning names them. The hyperparameters may be
+    functions of the step. ``qe`` evaluates all networks in evaluation mode, without dropout; it notes the arguments of
+    the last call of the model in training mode. With scaled losses, a step whose gradients overflowed changes nothing;
+    give `grad_scaler` if gradients are unscaled before the step. Several processes are not supported.
 
     References
     ----------
@@ -98,13 +107,16 @@ class KLDWRM(torch.optim.Optimizer):
     True
     """
 
+    _caller = "rnla.torch.KLDWRM"
+    _step_supports_amp_scaling = True
+
     def __init__(
         self, model, lr=0.01, *, variant="so", residual="gradient", q_solver="kron_sum", rho=None, damping=0.1,
         damping_mode="relative", momentum=0.0, nesterov=False, weight_decay=0.0, factor_every=10, inverse_every=50,
         kl_clip=None, rms_clip=0.07, method="exact", rank=220, oversampling=10, products=None, tail="trace",
-        loss_average="batch", weight_sharing="expand", skip=(), rng=None,
+        loss_average="batch", weight_sharing="expand", skip=(), max_factor_dim=8192, grad_scaler=None, rng=None,
     ):  # fmt: skip
-        caller = "rnla.torch.KLDWRM"
+        caller = self._caller
         check_choice(variant, "variant", VARIANTS[1:], caller)
         check_choice(residual, "residual", RESIDUALS, caller)
         check_choice(q_solver, "q_solver", ("kron_sum", "factor_sum"), caller)
@@ -127,11 +139,13 @@ class KLDWRM(torch.optim.Optimizer):
             (), nesterov=nesterov, layer=layer, variant=variant, residual=residual, q_solver=q_solver,
             seed=rng if isinstance(rng, int) else key,
         )  # fmt: skip
+        check_one_process(caller)
+        large = large_modules(model, skip, max_factor_dim, caller) if variant != "so" else []
         self._collector = Collector(
-            model, skip=skip, norm_layers="skip", loss_average=loss_average, weight_sharing=weight_sharing,
-            max_factor_dim=2**31, seed=self._config.seed, caller=caller,
+            model, skip=[*skip, *large], norm_layers="skip", loss_average=loss_average, weight_sharing=weight_sharing,
+            max_factor_dim=max_factor_dim, grad_scaler=grad_scaler, seed=self._config.seed, caller=caller,
         )  # fmt: skip
-        self._model, self._blocks = model, self._collector.blocks
+        self._blocks = self._collector.blocks
         if variant != "so" and any(block.kind == "embedding" for block in self._blocks.values()):
             raise ValueError(
                 f"{caller}: variant must be 'so' for a model with embeddings, or skip them; got {variant!r}."
@@ -142,10 +156,11 @@ class KLDWRM(torch.optim.Optimizer):
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._step, self._layers, self._wake, self._buffers = 0, {}, {}, {}
         self._stored: list = []
-        self._last, self._handle, self.skipped_steps = LastCall(), None, 0
-        if variant == "qe":
-            self._handle = model.register_forward_pre_hook(self._last, with_kwargs=True)
+        self._max_dim, self.nu, self.skipped_steps, self._failed = max_factor_dim, 1.0, 0, 0
+        self._seconds, self._warned = {"inversion": 0.0, "preconditioning": 0.0}, set()
+        self._outputs = Outputs(model, self._blocks, self._names) if variant == "qe" else None
         super().__init__(parameters, {"lr": at(lr, 0)})
+        self._find_unsupported(self._others, skip, self._names)
         self._arm()
 
     @torch.no_grad()
@@ -166,29 +181,68 @@ class KLDWRM(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        found, config = self._collector.take(), self._at_step()
+        grad_scale = getattr(self, "grad_scale", None)
+        if self._overflowed(grad_scale):
+            self._forget()
+            return result
+        found = self._collector.take(grad_scale if self._collector.grad_scaler is None else None)
+        config = self._at_step()
         grads = {name: V for name, block in self._blocks.items() if (V := block.gradient()) is not None}
-        others = [p for p in self._others if p.grad is not None]
-        if not all(bool(torch.isfinite(X.sum())) for X in (*grads.values(), *(p.grad for p in others))):
+        others = {self._names[id(p)]: (p, p.grad) for p in self._others if p.grad is not None}
+        if grad_scale is not None:
+            grads = {name: V / grad_scale for name, V in grads.items()}
+            others = {name: (p, g / grad_scale) for name, (p, g) in others.items()}
+        if not all(bool(torch.isfinite(X.sum())) for X in (*grads.values(), *(g for _, g in others.values()))):
             self.skipped_steps += 1
+            text = "a gradient had a NaN or an infinity, and the step changed no weight"
+            self._warn_once("gradients", text, AccuracyWarning)
         elif config.lr == 0:  # as at the end of a schedule
             self._step += 1
         else:
             self._update_layers(found, config)
             self._advance(grads, found, config)
-            for p in others:
-                p.copy_(self._moved(p.detach(), p.grad + config.weight_decay * p, self._names[id(p)], config))
+            for name, (p, g) in others.items():
+                p.copy_(self._moved(p.detach(), g + config.weight_decay * p, name, config))
             self._step += 1
-        self._last.arguments = None
+        self._forget()
         self._arm()
         return result
 
-    def state_dict(self):
-        """Return everything that the next steps need, as dicts, lists and tensors."""
+    def zero_grad(self, set_to_none=True):
+        """Forget the gradients, and with them the statistics of the passes that gave them.
+
+        Parameters
+        ----------
+        set_to_none : bool
+            Set them to None, not to zero.
+        """
+        super().zero_grad(set_to_none)
+        self._collector.discard()
+
+    def skip_step(self):
+        """Forget the statistics of passes after which there is no step, because their gradients were not finite."""
+        self._forget()
+
+    def memory_usage(self):
+        """Return the bytes of averages, inverses, momentum, and of what is remembered of earlier steps."""
+        return size_of([self._layers, self._wake, self._stored, self._buffers])
+
+    def state_dict(self, include_factors=True):
+        """Return everything that the next steps need, as dicts, lists and tensors.
+
+        Parameters
+        ----------
+        include_factors : bool
+            With the averages, the inverses and the memory of earlier steps. Without, the state is small, and they are
+            collected anew.
+        """
         kept = {
             "step": self._step, "layers": self._layers, "wake": self._wake, "stored": self._stored,
             "buffers": self._buffers, "seed": self._config.seed, "skipped_steps": self.skipped_steps,
+            "complete": include_factors,
         }  # fmt: skip
+        if not include_factors:
+            kept |= {"layers": {}, "wake": {}, "stored": []}
         groups = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
         return {"state": to_plain(kept), "param_groups": groups}
 
@@ -201,15 +255,16 @@ class KLDWRM(torch.optim.Optimizer):
             If a layer is missing, or its factors have other dimensions.
         """
         caller = "rnla.torch.KLDWRM.load_state_dict"
+        if not {"state", "param_groups"} <= state_dict.keys() or "complete" not in state_dict["state"]:
+            raise ValueError(f"{caller}: state_dict must be that of KLDWRM; got keys {', '.join(state_dict)}.")
         device = self.param_groups[0]["params"][0].device
         kept = from_plain(state_dict["state"], device)
         for name, layer in kept["layers"].items():
             if name not in self._blocks:
                 raise ValueError(f"{caller}: state_dict must be of the layers {list(self._blocks)}; got {name}.")
-            block = self._blocks[name]
-            for M, size in ((layer.A.matrix, block.p), (layer.G.matrix, block.q)):
-                if M is not None and M.shape[0] != size:
-                    raise ValueError(f"{caller}: {name} must have a factor of dimension {size}; got {M.shape[0]}.")
+            check_factors(self._blocks[name], layer, self._max_dim, caller)
+        if not kept["complete"]:
+            self._warn_of_missing_factors()
         self._step, self._layers, self._wake = kept["step"], kept["layers"], kept["wake"]
         self._stored, self._buffers = kept["stored"], kept["buffers"]
         self._config = self._config._replace(seed=kept["seed"])
@@ -223,8 +278,30 @@ class KLDWRM(torch.optim.Optimizer):
     def remove_hooks(self):
         """Take the hooks off the model; without statistics further steps use the inverses that there are."""
         self._collector.remove_hooks()
-        if self._handle is not None:
-            self._handle.remove()
+        if self._outputs is not None:
+            self._outputs.remove_hooks()
+
+    def _known_layers(self):
+        return self._layers
+
+    def _steps_taken(self):
+        return self._step
+
+    def _overflowed(self, grad_scale):
+        """Say whether the scaler of the loss found a gradient that is not finite."""
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None:
+            return False
+        if not float(found_inf) and grad_scale is None and self._collector.grad_scaler is None:
+            text = "gradients were unscaled before the step: give grad_scaler, else the statistics keep the scale of"
+            self._warn_once("grad_scaler", f"{text} the loss", UserWarning)
+        return bool(float(found_inf))
+
+    def _forget(self):
+        """Forget what the passes before the step have left."""
+        self._collector.discard()
+        if self._outputs is not None:
+            self._outputs.forget()
 
     def _at_step(self):
         """Return the configuration of the present step."""
@@ -247,30 +324,48 @@ class KLDWRM(torch.optim.Optimizer):
         if self._step % config.factor_every == 0:
             for name, part in found.items():
                 self._layers[name] = self._layers.get(name, LayerState()).add_factors(part.A, part.G, config.layer)
-        if self._step % config.inverse_every == 0 and config.variant == "so":
-            known = {i: name for i, name in enumerate(self._blocks) if name in self._layers}
-            states, count = [self._layers[name] for name in known.values()], len(known)
-            rngs = [np.random.SeedSequence([config.seed, self._step, i]) for i in known]
-            states = refresh_layers(states, [config.layer] * count, [damping] * count, rngs=rngs)
-            self._layers |= zip(known.values(), states, strict=True)
+        if config.variant == "so":
+            self._refresh(config, damping)
+
+    def _refresh(self, config, damping):
+        """Refresh the inverses where that is due, and where nothing was known before."""
+        due, start = self._step % config.inverse_every == 0, time.perf_counter()
+        known = {
+            i: name
+            for i, name in enumerate(self._blocks)
+            if name in self._layers and (due or _blank(self._layers[name], self._step % config.factor_every == 0))
+        }
+        states, count = [self._layers[name] for name in known.values()], len(known)
+        rngs = [np.random.SeedSequence([config.seed, self._step, i]) for i in known]
+        states = refresh_layers(states, [config.layer] * count, [damping] * count, rngs=rngs)
+        fresh = dict(zip(known.values(), states, strict=True))
+        self._layers |= fresh
+        self._count_lost(fresh)
+        self._seconds["inversion"] += time.perf_counter() - start
 
     def _advance(self, grads, found, config):
         """Move the weights of the blocks."""
+        start = time.perf_counter()
         grads = {name: V + config.weight_decay * self._blocks[name].weight() for name, V in grads.items()}
         quadratic = config.variant != "so"
         names = [name for name in grads if name in self._layers and (not quadratic or name in found)]
         divergence, before = None, None
         if config.variant == "qe":
             before = {name: block.weight().clone() for name, block in self._blocks.items()}
-            if self._stored and self._last.arguments is not None and names:
-                divergence = self._divergence(names, config)
+            if self._stored and self._outputs.known and names:
+                weights = memory_weights(len(self._stored), config.layer.rho)
+                divergence = self._outputs.divergence(names, self._stored, weights)
         updates, memories = [], ()
         if names:
-            updates, _, memories, _ = wake_step(
+            updates, self.nu, memories, failed = wake_step(
                 [grads[name] for name in names], [self._layers[name] for name in names],
                 [tuple(found[name][:2]) for name in names] if quadratic else None,
                 tuple(self._wake.get(name) for name in names), config.damping + config.weight_decay, config, divergence,
             )  # fmt: skip
+            self._failed += len(failed)
+            for i in failed:
+                text = f"the quadratic model of layer {names[i]} could not be solved; it is left out of the step"
+                self._warn_once(names[i], text, AccuracyWarning)
         if before is not None and self._step % config.factor_every == 0:
             self._stored = [before, *self._stored[: STORED - 1]]
         # What a block was not used for is no step of its to be corrected by.
@@ -279,6 +374,7 @@ class KLDWRM(torch.optim.Optimizer):
         for name, V in updates.items():
             block = self._blocks[name]
             block.write_weight(self._moved(block.weight(), V, name, config))
+        self._seconds["preconditioning"] += time.perf_counter() - start
 
     def _moved(self, W, V, name, config):
         """Return new weights; the weight decay is in V already."""
@@ -289,71 +385,8 @@ class KLDWRM(torch.optim.Optimizer):
             self._buffers[name] = buffer
         return W
 
-    def _divergence(self, names, config):
-        """Return the gradient of the mean divergence from the stored networks as a function of the steps."""
-        weights = memory_weights(len(self._stored), config.layer.rho)
-        with _evaluation(self._model):
-            logits = [self._outputs(stored)[0] for stored in self._stored]
-        present = {name: self._blocks[name].weight().clone() for name in names}
 
-        def gradient(steps):
-            moved = {name: present[name] + s for name, s in zip(names, steps, strict=True)}
-            with _evaluation(self._model), torch.enable_grad():
-                z, tensors = self._outputs(moved)
-            dz = sum(w * symmetric_kl_gradient(old, z.detach()) for w, old in zip(weights, logits, strict=True))
-            found = torch.autograd.grad(z, list(tensors.values()), dz, allow_unused=True)
-            found = [torch.zeros_like(X) if g is None else g for X, g in zip(tensors.values(), found, strict=True)]
-            slopes = dict(zip(tensors, found, strict=True))
-            return [
-                self._blocks[name].matrix([slopes[id(p)] for p in self._blocks[name].parameters()]) for name in names
-            ]
-
-        return gradient
-
-    def _outputs(self, weights):
-        """Return the outputs with other weights of some blocks, and the tensors that stood for the parameters."""
-        with torch.no_grad():
-            tensors = {}
-            for name, W in weights.items():
-                block = self._blocks[name]
-                own = [tensors.setdefault(id(p), p.detach().clone()) for p in block.parameters()]
-                for place, piece in zip(block.views(own), block.pieces(W), strict=True):
-                    place.copy_(piece)
-        for X in tensors.values():
-            X.requires_grad_(torch.is_grad_enabled())
-        args, kwargs = self._last.arguments
-        z = functional_call(self._model, {self._names[key]: X for key, X in tensors.items()}, args, kwargs)
-        if not isinstance(z, torch.Tensor) or z.ndim != 2:
-            raise ValueError(
-                f"rnla.torch.KLDWRM.step: the model must return logits of shape (N, c) for variant 'qe'; "
-                f"got {tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__}."
-            )
-        return z, tensors
-
-
-class LastCall:
-    """Hook that keeps the arguments of the last call of a model in training, until the step; a copy does nothing."""
-
-    def __init__(self, active=True):
-        self._active = active
-        self.arguments: Any = None
-
-    def __call__(self, module, args, kwargs):
-        """Note the call."""
-        if self._active and module.training and torch.is_grad_enabled():
-            self.arguments = args, kwargs
-
-    def __reduce__(self):
-        return LastCall, (False,)
-
-
-@contextmanager
-def _evaluation(model):
-    """Put the model in evaluation mode for a ``with`` block, and every module back in its own."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def _blank(layer, informed):
+    """Say whether a layer has no inverse yet, or with new statistics one that knows nothing."""
+    inverses = layer.A_inv, layer.G_inv
+    return any(inv is None for inv in inverses) or (informed and any(inv.kind == "identity" for inv in inverses))

@@ -19,10 +19,9 @@ from rnla.optim._adaptive_step import (
     neighbour_factors,
     part_of_batch,
 )
-from rnla.torch._checkpoint import size_of
+from rnla.torch._checkpoint import decoded, encoded, size_of
 from rnla.torch._collect import LIKELIHOODS, Collector
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process
-from rnla.torch._plain import from_plain, to_plain
 
 
 class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
@@ -210,7 +209,7 @@ class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
             anew.
         """
         state = self._state if include_factors else self._state._replace(layers=(), neighbours=(), inverse=None)
-        return {"state": to_plain(state._asdict()), "blocks": [block.name for block in self._blocks],
+        return {"state": encoded(state._asdict()), "blocks": [block.name for block in self._blocks],
                 "seed": self._config.seed, "complete": include_factors, "param_groups": []}  # fmt: skip
 
     def load_state_dict(self, state_dict):
@@ -226,7 +225,7 @@ class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
             raise ValueError(f"{caller}: state_dict must be that of AdaptiveKFAC; got keys {', '.join(state_dict)}.")
         if state_dict["blocks"] != names:
             raise ValueError(f"{caller}: state_dict must be of the layers {names}; got {state_dict['blocks']}.")
-        state = AdaptiveState(**from_plain(state_dict["state"], self.param_groups[0]["params"][0].device))
+        state = AdaptiveState(**decoded(state_dict["state"], self.param_groups[0]["params"][0].device))
         for block, W in zip(self._blocks, state.average or [], strict=False):
             if tuple(W.shape) != (block.q, block.p):
                 raise ValueError(f"{caller}: {block.name} must have shape {(block.q, block.p)}; got {tuple(W.shape)}.")

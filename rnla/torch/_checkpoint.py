@@ -1,29 +1,43 @@
-"""State of the curvature as nested dicts of tensors and numbers, which `torch.save` writes and reads safely."""
+"""State of optimizers as dicts, lists, tensors and numbers, which ``torch.load`` reads without trusting a pickle."""
 
 import torch
 
-from rnla.optim import DampedInverse, FactorInverse, FactorStats, LayerState
+from rnla.optim import BlockTridiagonal, DampedInverse, FactorInverse, FactorStats, KronSum, LayerState
 
-KINDS = {kind.__name__: kind for kind in (DampedInverse, FactorInverse, FactorStats, LayerState)}
+KINDS = {kind.__name__: kind for kind in (DampedInverse, FactorInverse, FactorStats, LayerState, KronSum)}
 
 
 def encoded(value):
-    """Return a state as dicts, lists, tensors and numbers."""
+    """Return a value with its named tuples as dicts that name their kind; tensors are not copied."""
+    if isinstance(value, BlockTridiagonal):
+        return {"kind": "BlockTridiagonal", "fields": encoded(vars(value))}
     if type(value).__name__ in KINDS:
-        return {"type": type(value).__name__, **{name: encoded(getattr(value, name)) for name in value._fields}}
-    if isinstance(value, tuple):
-        return [encoded(entry) for entry in value]
+        return {"kind": type(value).__name__, "fields": encoded(value._asdict())}
+    if isinstance(value, dict):
+        return {key: encoded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return {"kind": type(value).__name__, "fields": [encoded(item) for item in value]}
     return value
 
 
-def decoded(value, like):
-    """Return what `encoded` was given, on the device of a tensor."""
+def decoded(value, device):
+    """Return what `encoded` was given, on a device."""
     if isinstance(value, torch.Tensor):
-        return value.to(like.device)
-    if isinstance(value, dict):
-        fields = {name: decoded(entry, like) for name, entry in value.items() if name != "type"}
-        return KINDS[value["type"]](**fields)
-    return tuple(decoded(entry, like) for entry in value) if isinstance(value, list) else value
+        return value.to(device)
+    if not isinstance(value, dict):
+        return value
+    if set(value) != {"kind", "fields"}:
+        return {key: decoded(item, device) for key, item in value.items()}
+    kind, fields = value["kind"], value["fields"]
+    if kind in ("list", "tuple"):
+        items = [decoded(item, device) for item in fields]
+        return items if kind == "list" else tuple(items)
+    fields = decoded(fields, device)
+    if kind == "BlockTridiagonal":
+        inverse = BlockTridiagonal.__new__(BlockTridiagonal)
+        vars(inverse).update(fields)
+        return inverse
+    return KINDS[kind](**fields)
 
 
 def tensors(value):

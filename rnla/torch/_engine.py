@@ -348,7 +348,7 @@ class Engine:
         """Return the state as dicts of tensors and numbers."""
         state = {"step": self.steps, "seed": self.options["seed"], "nu": float(self.nu), "complete": include_factors}
         if include_factors:
-            state |= {"layers": self._factors(), "adam": {name: list(entry) for name, entry in self._adam.items()}}
+            state |= {"layers": self._factors(), "adam": encoded(self._adam)}
         return state
 
     def check_state(self, state, caller):
@@ -374,11 +374,10 @@ class Engine:
             )  # fmt: skip
         for name, entry in state.get("layers", {}).items():
             curvature = self.curvatures[name]
-            like = curvature.block.weight_parameter
             for key in curvature.SAVED:
-                setattr(curvature, key, decoded(entry[key], like))
+                setattr(curvature, key, decoded(entry[key], curvature.block.weight_parameter.device))
         for name, entry in state.get("adam", {}).items():
-            self._adam[name] = decoded(list(entry), self.curvatures[name].block.weight_parameter)
+            self._adam[name] = decoded(entry, self.curvatures[name].block.weight_parameter.device)
         self.arm()
 
     def _factors(self):

@@ -11,11 +11,10 @@ from rnla._rangefinder import check_choice
 from rnla.optim import LayerConfig, LayerState, momentum_step, refresh_layers
 from rnla.optim._kfac_step import KFACConfig
 from rnla.optim._wake import RESIDUALS, STORED, VARIANTS, memory_weights, wake_step
-from rnla.torch._checkpoint import size_of
+from rnla.torch._checkpoint import decoded, encoded, size_of
 from rnla.torch._collect import Collector
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process, large_modules
 from rnla.torch._outputs import Outputs
-from rnla.torch._plain import from_plain, to_plain
 from rnla.torch._settings import at, check_setting, varies
 
 MEMORY = {"so": 0.33, "q": 0.5, "qe": 0.5}  # decay rates of the published runs
@@ -244,7 +243,7 @@ class KLDWRM(LayerMethods, torch.optim.Optimizer):
         if not include_factors:
             kept |= {"layers": {}, "wake": {}, "stored": []}
         groups = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
-        return {"state": to_plain(kept), "param_groups": groups}
+        return {"state": encoded(kept), "param_groups": groups}
 
     def load_state_dict(self, state_dict):
         """Go on from a `state_dict` of an optimizer of the same model.
@@ -258,7 +257,7 @@ class KLDWRM(LayerMethods, torch.optim.Optimizer):
         if not {"state", "param_groups"} <= state_dict.keys() or "complete" not in state_dict["state"]:
             raise ValueError(f"{caller}: state_dict must be that of KLDWRM; got keys {', '.join(state_dict)}.")
         device = self.param_groups[0]["params"][0].device
-        kept = from_plain(state_dict["state"], device)
+        kept = decoded(state_dict["state"], device)
         for name, layer in kept["layers"].items():
             if name not in self._blocks:
                 raise ValueError(f"{caller}: state_dict must be of the layers {list(self._blocks)}; got {name}.")

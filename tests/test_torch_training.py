@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from networks import batch, network, states, train, weights
 from torch import nn
 
+import rnla.optim as optim
 import rnla.torch as rt
 
 
@@ -64,6 +65,82 @@ def test_checkpoints_that_do_not_fit_are_refused():
         rt.KFAC(nn.Linear(10, 4)).load_state_dict(opt.state_dict())
     pre = rt.KFACPreconditioner(network())
     pre.load_state_dict(rt.KFACPreconditioner(network()).state_dict())
+
+
+@pytest.mark.parametrize(("saved", "options", "text"), [
+    ({"max_factor_dim": 15}, {}, r"average of G must have shape \(20, 20\); got \(20,\)"),
+    ({}, {"max_factor_dim": 15}, r"average of G must have shape \(20,\); got \(20, 20\)"),
+    ({}, {"factor_dtype": torch.float64}, "average of A must be of torch.float64; got torch.float32"),
+    ({}, {"method": "brand"}, "no eigenpairs that could be updated"),
+    ({"method": "brand"}, {}, "it has no averages"),
+    ({"method": "brand"}, {"method": "brand", "correction": "partial"}, "it has no averages"),
+    ({}, {"damping_mode": "joint"}, "no eigenpairs, which joint damping needs"),
+    ({}, {"method": "seng"}, "'seng' of this optimizer; it was saved by method 'exact'"),
+    ({}, {"method": "eigh", "rank": "adaptive"}, None),
+    ({"method": "nystrom", "rank": "adaptive"}, {"method": "sre", "rank": 5, "damping_mode": "pi"}, None),
+    ({"method": "eigh"}, {"damping_mode": "joint"}, None),
+])  # fmt: skip
+def test_what_a_checkpoint_has_must_be_of_use_to_the_method(saved, options, text):
+    model, again = network(), network()
+    opt = rt.KFAC(model, factor_every=1, inverse_every=2, **saved)
+    train(model, opt, 3)
+    other = rt.KFAC(again, factor_every=1, inverse_every=2, **options)
+    if text is None:
+        other.load_state_dict(opt.state_dict())
+        assert all(math.isfinite(loss) for loss in train(again, other, 4))
+        assert other.stats.failed_inversions == 0
+        assert (other._engine.curvatures["0.0"].rank is None) == (options.get("rank") != "adaptive")
+        return
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=rf"^rnla\.torch\.KFAC\.load_state_dict: layer '0.*' must fit method .*{text}"):
+        other.load_state_dict(opt.state_dict())
+    assert equal(before, other.state_dict())
+
+
+def test_states_of_something_else_are_refused():
+    model, options = network(), {"factor_every": 1}
+    kfac, pre = rt.KFAC(model, **options), rt.KFACPreconditioner(model)
+    wake, adaptive = rt.KLDWRM(model), rt.AdaptiveKFAC(model)
+    for opt in (kfac, pre, wake, adaptive):
+        name = f"rnla.torch.{type(opt).__name__}.load_state_dict"
+        with pytest.raises(TypeError if opt is not kfac else ValueError, match=f"^{name}: state_dict must be"):
+            opt.load_state_dict([])
+        for state in (torch.optim.Adam(model.parameters()), *({kfac, pre, wake, adaptive} - {opt})):
+            with pytest.raises(ValueError, match=f"^{name}: state_dict must be"):
+                opt.load_state_dict(state.state_dict())
+    with pytest.raises(ValueError, match=r"must be of variant and residual \['q', 'gradient'\]; got \['so', "):
+        rt.KLDWRM(model, variant="q").load_state_dict(wake.state_dict())
+    with pytest.raises(ValueError, match="must have tridiagonal=True; got False"):
+        rt.AdaptiveKFAC(model, tridiagonal=True).load_state_dict(adaptive.state_dict())
+    train(model, wake, 1)
+    with pytest.raises(ValueError, match="eigenpairs for joint damping"):
+        rt.KLDWRM(network(), damping_mode="joint").load_state_dict(wake.state_dict())
+    partly = rt.KFAC(network(), skip=["0"]).state_dict()
+    with pytest.raises(ValueError, match=r"must have layer '0\.0'; got 1\.0, 2"):
+        kfac.load_state_dict(partly)
+
+
+def test_a_state_takes_the_place_of_all_that_there_was():
+    model, again, data = network(), network(), batch(16)
+    opt, other = rt.KFAC(model, factor_every=1), rt.KFAC(again, factor_every=1, graft="adam")
+    train(model, opt, 2, data)
+    train(again, other, 2, data)
+    with pytest.warns(UserWarning, match="collected anew|once there are new statistics"):
+        other.load_state_dict(opt.state_dict(include_factors=False))
+    assert all(state == optim.LayerState() for state in states(other).values())
+    assert not other._engine._adam
+    # The random subset of a solve is that of the optimizer that was stored.
+    one, two, three = (network() for _ in range(3))
+    first = rt.SENG(one, sample=4)
+    train(one, first, 3, data)
+    two.load_state_dict(one.state_dict())
+    second = rt.SENG(two, sample=4)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(one, first, 3, data)
+    train(two, second, 3, data)
+    assert torch.equal(weights(one), weights(two))
+    compiled = rt.KFAC(torch.compile(three, backend="eager"))
+    assert compiled.state_dict()["kfac"]["layers"].keys() == opt.state_dict()["kfac"]["layers"].keys()
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "nystrom", "rank": 6}, {"ekfac": True}, {"fisher": "mc"}])

@@ -19,8 +19,9 @@ from rnla.optim._adaptive_step import (
     neighbour_factors,
     part_of_batch,
 )
-from rnla.torch._checkpoint import decoded, encoded, size_of
+from rnla.torch._checkpoint import check_keys, decoded, encoded, size_of
 from rnla.torch._collect import LIKELIHOODS, Collector
+from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process
 
 
@@ -127,7 +128,8 @@ class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
         )  # fmt: skip
         check_one_process(caller)
         self._collector = Collector(
-            model, norm_layers="skip", fisher="mc", weight_sharing=weight_sharing, max_factor_dim=max_factor_dim,
+            unwrapped(model), norm_layers="skip", fisher="mc", weight_sharing=weight_sharing,
+            max_factor_dim=max_factor_dim,
             seed=seed, caller=caller,
         )  # fmt: skip
         self._model, self._blocks = model, list(self._collector.blocks.values())
@@ -210,7 +212,8 @@ class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
         """
         state = self._state if include_factors else self._state._replace(layers=(), neighbours=(), inverse=None)
         return {"state": encoded(state._asdict()), "blocks": [block.name for block in self._blocks],
-                "seed": self._config.seed, "complete": include_factors, "param_groups": []}  # fmt: skip
+                "seed": self._config.seed, "tridiagonal": self._config.tridiagonal, "complete": include_factors,
+                "param_groups": []}  # fmt: skip
 
     def load_state_dict(self, state_dict):
         """Go on from a `state_dict` of an optimizer of the same model.
@@ -218,11 +221,11 @@ class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            If the layers are others.
+            If the layers are others, or it is the state of another kind of optimizer.
         """
-        names, caller = [block.name for block in self._blocks], f"{self._caller}.load_state_dict"
-        if "blocks" not in state_dict:
-            raise ValueError(f"{caller}: state_dict must be that of AdaptiveKFAC; got keys {', '.join(state_dict)}.")
+        caller = f"{self._caller}.load_state_dict"
+        check_keys(state_dict, ("state", "blocks", "seed", "tridiagonal", "complete"), caller)
+        names, tridiagonal = [block.name for block in self._blocks], self._config.tridiagonal
         if state_dict["blocks"] != names:
             raise ValueError(f"{caller}: state_dict must be of the layers {names}; got {state_dict['blocks']}.")
         state = AdaptiveState(**decoded(state_dict["state"], self.param_groups[0]["params"][0].device))
@@ -231,6 +234,10 @@ class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
                 raise ValueError(f"{caller}: {block.name} must have shape {(block.q, block.p)}; got {tuple(W.shape)}.")
         for block, layer in zip(self._blocks, state.layers, strict=False):
             check_factors(block, layer, self._max_dim, caller)
+        if state_dict["tridiagonal"] != tridiagonal:
+            raise ValueError(
+                f"{caller}: state_dict must have tridiagonal={tridiagonal}; got {state_dict['tridiagonal']}."
+            )
         if not state_dict["complete"]:
             self._warn_of_missing_factors()
         self._state = state

@@ -56,3 +56,54 @@ def size_of(value):
     """Return the bytes of the tensors in a state, each storage counted once."""
     storages = {X.untyped_storage().data_ptr(): X.untyped_storage().nbytes() for X in tensors(value)}
     return sum(storages.values())
+
+
+def saved_layers(curvatures, config):
+    """Return the state of the curvatures of all layers, by name."""
+    return {
+        name: {
+            "q": curvature.block.q, "p": curvature.block.p, "method": curvature.method(config),
+            **{key: encoded(getattr(curvature, key)) for key in curvature.SAVED},
+        }
+        for name, curvature in curvatures.items()
+    }  # fmt: skip
+
+
+def restore(curvature, entry):
+    """Give a new curvature what `saved_layers` has of its layer."""
+    rank = getattr(curvature, "rank", None)
+    for key in curvature.SAVED:
+        setattr(curvature, key, decoded(entry[key], curvature.block.weight_parameter.device))
+    if "rank" in curvature.SAVED and None in (rank, curvature.rank):
+        curvature.rank = rank  # not adaptive, or not before
+
+
+def check_keys(state, keys, caller):
+    """Raise unless a state has some keys."""
+    if not isinstance(state, dict):
+        raise TypeError(f"{caller}: state_dict must be a dict; got {type(state).__name__}.")
+    if not state.keys() >= set(keys):
+        raise ValueError(
+            f"{caller}: state_dict must be that of such an optimizer, with {', '.join(keys)}; "
+            f"got {', '.join(map(str, state)) or 'an empty one'}."
+        )
+
+
+def check_layers(layers, curvatures, config, caller):
+    """Raise unless saved layers are those of a model and can be used by its curvatures."""
+    for name in layers:
+        if name not in curvatures:
+            raise ValueError(f"{caller}: state_dict must have layers of the model; got {name!r}, which is none.")
+    for name, curvature in curvatures.items():
+        if name not in layers:
+            raise ValueError(f"{caller}: state_dict must have layer {name!r}; got {', '.join(layers) or 'none'}.")
+        block, entry, layer = curvature.block, layers[name], f"{caller}: layer {name!r}"
+        if (entry["q"], entry["p"]) != (block.q, block.p):
+            raise ValueError(f"{layer} must have shape {(block.q, block.p)}; got {(entry['q'], entry['p'])}.")
+        wanted, reason = curvature.method(config), None
+        if entry.keys() != {"q", "p", "method", *curvature.SAVED}:
+            reason = f"it was saved by method {entry['method']!r}"
+        elif hasattr(curvature, "misfit"):
+            reason = curvature.misfit(decoded(entry["state"], block.weight_parameter.device), config)
+        if reason is not None:
+            raise ValueError(f"{layer} must fit method {wanted!r} of this optimizer; {reason}.")

@@ -106,6 +106,28 @@ class Kronecker:
                 return
         self.state = self.state.add_factors(A, G, config)
 
+    def misfit(self, state, config):
+        """Say why training cannot go on from a state, None if it can."""
+        config, block = self.config(config), self.block
+        large = block.kind == "embedding" or block.p > self.max_dim, block.q > self.max_dim
+        for side, stats, size, diagonal in zip(SIDES, (state.A, state.G), (block.p, block.q), large, strict=True):
+            shape = (size,) if diagonal else (size, size)
+            if stats.matrix is not None and tuple(stats.matrix.shape) != shape:
+                return f"its average of {side} must have shape {shape}; got {tuple(stats.matrix.shape)}"
+            dtype = self._dtypes[0] or self._work()
+            if stats.matrix is not None and stats.matrix.dtype != dtype:
+                return f"its average of {side} must be of {dtype}; got {stats.matrix.dtype}"
+        if state.A_inv is None:
+            return None
+        kinds = {state.A_inv.kind, state.G_inv.kind}
+        if config.method == "brand" and not kinds <= {"lowrank", "eigen", "identity"}:
+            return "it has no eigenpairs that could be updated"
+        if config.damping_mode == "joint" and "dense" in kinds:
+            return "it has no eigenpairs, which joint damping needs"
+        if state.A.matrix is None and (config.method != "brand" or self._correction is not None):
+            return "it has no averages"
+        return None
+
     def begin_refresh(self, config, rng):
         """Return the state from which new inverses are made: in their dtype, with online updates corrected."""
         self.refreshed += 1

@@ -11,10 +11,11 @@ from rnla._backend import key_from_rng
 from rnla._errors import AccuracyWarning
 from rnla._rangefinder import check_choice, check_count
 from rnla.optim import graft, kl_clip, rms_clip
-from rnla.torch._checkpoint import decoded, encoded, size_of
+from rnla.torch._checkpoint import check_keys, check_layers, decoded, encoded, restore, saved_layers, size_of
 from rnla.torch._collect import Collector
 from rnla.torch._curvature import CORRECTIONS, curvature_of, refreshed
 from rnla.torch._distributed import Sharer
+from rnla.torch._find import unwrapped
 from rnla.torch._report import table
 from rnla.torch._settings import at, check_options, layer_config
 
@@ -116,7 +117,7 @@ class Engine:
         self._groups, self._warned, self._adam = {}, set(), {}
         self._config = layer_config(self.options, 0)
         self.sharer = Sharer.of(self.options, caller)
-        self.model = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+        self.model = unwrapped(model)
 
     def select(self, params=None, groups=()):
         """Precondition the layers of some parameters, all if None; what is known of layers is kept."""
@@ -342,29 +343,29 @@ class Engine:
 
     def memory_usage(self):
         """Return the bytes of averages and inverses."""
-        return size_of(self._factors())
+        return size_of(saved_layers(self.curvatures, self._config))
 
     def state_dict(self, include_factors=True):
         """Return the state as dicts of tensors and numbers."""
-        state = {"step": self.steps, "seed": self.options["seed"], "nu": float(self.nu), "complete": include_factors}
+        state = {
+            "step": self.steps, "seed": self.options["seed"], "nu": float(self.nu),
+            "skipped_steps": int(self._skipped_steps), "complete": include_factors,
+        }  # fmt: skip
         if include_factors:
-            state |= {"layers": self._factors(), "adam": encoded(self._adam)}
+            state |= {"layers": saved_layers(self.curvatures, self._config), "adam": encoded(self._adam)}
         return state
 
     def check_state(self, state, caller):
         """Raise unless a state fits the model."""
-        for name, entry in state.get("layers", {}).items():
-            if name not in self.curvatures:
-                raise ValueError(f"{caller}: state_dict must have layers of the model; got {name!r}, which is none.")
-            block = self.curvatures[name].block
-            if (entry["q"], entry["p"]) != (block.q, block.p):
-                raise ValueError(
-                    f"{caller}: layer {name!r} must have shape {(block.q, block.p)}; got {(entry['q'], entry['p'])}."
-                )
+        check_keys(state, ("step", "seed", "nu", "skipped_steps", "complete"), caller)
+        if state["complete"]:
+            check_keys(state, ("layers", "adam"), caller)
+            check_layers(state["layers"], self.curvatures, layer_config(self.options, state["step"]), caller)
 
     def load_state_dict(self, state):
-        """Take over a state."""
+        """Take over a state, in place of all that there was."""
         self.steps, self.options["seed"], self.nu = state["step"], state["seed"], state["nu"]
+        self._skipped_steps = state["skipped_steps"]
         self.collector.seed = state["seed"]
         self.collector.discard()
         if not state["complete"]:
@@ -372,22 +373,15 @@ class Engine:
                 f"{self._caller}: the state has no factors; gradients are preconditioned again once there are new "
                 "statistics.", UserWarning, stacklevel=_outside(),
             )  # fmt: skip
-        for name, entry in state.get("layers", {}).items():
-            curvature = self.curvatures[name]
-            for key in curvature.SAVED:
-                setattr(curvature, key, decoded(entry[key], curvature.block.weight_parameter.device))
-        for name, entry in state.get("adam", {}).items():
-            self._adam[name] = decoded(entry, self.curvatures[name].block.weight_parameter.device)
+        for name, known in list(self.curvatures.items()):
+            self.curvatures[name] = curvature = curvature_of(known.block, self.options)
+            if state["complete"]:
+                restore(curvature, state["layers"][name])
+        self._adam = {
+            name: decoded(entry, self.curvatures[name].block.weight_parameter.device)
+            for name, entry in state.get("adam", {}).items()
+        }
         self.arm()
-
-    def _factors(self):
-        return {
-            name: {
-                "q": curvature.block.q, "p": curvature.block.p,
-                **{key: encoded(getattr(curvature, key)) for key in curvature.SAVED},
-            }
-            for name, curvature in self.curvatures.items()
-        }  # fmt: skip
 
 
 def free_to_read(X):

@@ -67,6 +67,17 @@ def find_layers(model, *, params=None, skip=(), norm_layers="unit", caller="rnla
     return layers, [name for name, p in wanted if id(p) not in covered | left_out]
 
 
+def unwrapped(model):
+    """Return the model inside of wrappers, which would be part of the names: of several processes, of the compiler."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._orig_mod
+        else:
+            return model
+
+
 def _layer(name, module, own, params):
     """Return the layer that a module is, or None."""
     make = next((make for kind, make in KINDS if isinstance(module, kind)), None)

@@ -11,8 +11,9 @@ from rnla._rangefinder import check_choice
 from rnla.optim import LayerConfig, LayerState, momentum_step, refresh_layers
 from rnla.optim._kfac_step import KFACConfig
 from rnla.optim._wake import RESIDUALS, STORED, VARIANTS, memory_weights, wake_step
-from rnla.torch._checkpoint import decoded, encoded, size_of
+from rnla.torch._checkpoint import check_keys, decoded, encoded, size_of
 from rnla.torch._collect import Collector
+from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process, large_modules
 from rnla.torch._outputs import Outputs
 from rnla.torch._settings import at, check_setting, varies
@@ -139,6 +140,7 @@ class KLDWRM(LayerMethods, torch.optim.Optimizer):
             seed=rng if isinstance(rng, int) else key,
         )  # fmt: skip
         check_one_process(caller)
+        model = unwrapped(model)
         large = large_modules(model, skip, max_factor_dim, caller) if variant != "so" else []
         self._collector = Collector(
             model, skip=[*skip, *large], norm_layers="skip", loss_average=loss_average, weight_sharing=weight_sharing,
@@ -243,7 +245,8 @@ class KLDWRM(LayerMethods, torch.optim.Optimizer):
         if not include_factors:
             kept |= {"layers": {}, "wake": {}, "stored": []}
         groups = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
-        return {"state": encoded(kept), "param_groups": groups}
+        kind = [self._config.variant, self._config.residual]  # what the memory of the steps is
+        return {"state": encoded(kept), "kind": kind, "param_groups": groups}
 
     def load_state_dict(self, state_dict):
         """Go on from a `state_dict` of an optimizer of the same model.
@@ -251,17 +254,22 @@ class KLDWRM(LayerMethods, torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            If a layer is missing, or its factors have other dimensions.
+            If it is the state of another model or variant, or of another kind of optimizer.
         """
         caller = "rnla.torch.KLDWRM.load_state_dict"
-        if not {"state", "param_groups"} <= state_dict.keys() or "complete" not in state_dict["state"]:
-            raise ValueError(f"{caller}: state_dict must be that of KLDWRM; got keys {', '.join(state_dict)}.")
+        check_keys(state_dict, ("state", "kind", "param_groups"), caller)
+        kind = [self._config.variant, self._config.residual]
+        if state_dict["kind"] != kind:
+            raise ValueError(f"{caller}: state_dict must be of variant and residual {kind}; got {state_dict['kind']}.")
         device = self.param_groups[0]["params"][0].device
         kept = decoded(state_dict["state"], device)
         for name, layer in kept["layers"].items():
             if name not in self._blocks:
                 raise ValueError(f"{caller}: state_dict must be of the layers {list(self._blocks)}; got {name}.")
             check_factors(self._blocks[name], layer, self._max_dim, caller)
+            dense = any(inv is not None and inv.kind == "dense" for inv in (layer.A_inv, layer.G_inv))
+            if dense and self._config.layer.damping_mode == "joint":
+                raise ValueError(f"{caller}: {name} must have eigenpairs for joint damping; it was saved without any.")
         if not kept["complete"]:
             self._warn_of_missing_factors()
         self._step, self._layers, self._wake = kept["step"], kept["layers"], kept["wake"]

@@ -21,11 +21,12 @@ from rnla.optim._adaptive_step import (
 )
 from rnla.torch._checkpoint import check_keys, decoded, encoded, size_of
 from rnla.torch._collect import LIKELIHOODS, Collector
+from rnla.torch._copies import NO_ARGUMENTS, Rebuilt
 from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process
 
 
-class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
+class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
     """K-FAC of Martens and Grosse with everything in it: no learning rate, hardly anything to tune.
 
     Each step is the minimiser of a quadratic model with the exact Fisher matrix along the preconditioned gradient and
@@ -114,7 +115,8 @@ class AdaptiveKFAC(LayerMethods, torch.optim.Optimizer):
         rho=0.95, method="exact", rank=220, oversampling=10, products=None, tail="trace", weight_sharing="expand",
         max_factor_dim=8192, rng=None,
     ):  # fmt: skip
-        caller = self._caller
+        self._arguments = {name: value for name, value in locals().items() if name not in NO_ARGUMENTS}
+        self._wrapped, caller = model, self._caller
         check_choice(likelihood, "likelihood", tuple(LIKELIHOODS), caller)
         for name, value in (("lam_every", lam_every), ("gamma_every", gamma_every), ("inverse_every", inverse_every)):
             check_count(value, name, caller)

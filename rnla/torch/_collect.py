@@ -59,6 +59,8 @@ class Collector:
         Time spent on statistics, as the host saw it.
     rank : int
         Of the process among those that train together; each draws other targets.
+    removed : bool
+        Whether the hooks have been taken off.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Collector:
         self.blocks = {block.name: block for layer in self.layers for block in layer.blocks}
         self._switch = [False]  # shared with the hooks
         self._step, self._bases, self._keep = 0, {}, frozenset()
-        self.seconds, self.rank = 0.0, 0
+        self.seconds, self.rank, self.removed = 0.0, 0, False
         self._found, self._open, self._edges, self._samples, self._last = {}, {}, [], 0, 1
         self._handles = [
             module.register_forward_hook(Hook(self, i), with_kwargs=True)
@@ -146,6 +148,7 @@ class Collector:
     def remove_hooks(self):
         """Take the hooks off the model; nothing is collected any more."""
         _remove(self._handles)
+        self.removed = True
         self.disarm()
 
     def sample_fisher(self, output, likelihood="softmax", *, class_dim=-1):
@@ -292,6 +295,11 @@ class Hook:
         """Pass the call on."""
         if self._switch[0]:  # compiled code without this call is used in steps without statistics
             self._run(module, args, kwargs, output)
+
+    @property
+    def idle(self):
+        """Whether it does nothing, as a copy."""
+        return self._run is None
 
     def __reduce__(self):
         return Hook, ()

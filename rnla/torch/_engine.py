@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +12,11 @@ from rnla._rangefinder import check_choice, check_count
 from rnla.optim import graft, kl_clip, rms_clip
 from rnla.torch._checkpoint import check_keys, check_layers, decoded, encoded, restore, saved_layers, size_of
 from rnla.torch._collect import Collector
+from rnla.torch._copies import remove_idle
 from rnla.torch._curvature import CORRECTIONS, curvature_of, refreshed
 from rnla.torch._distributed import Sharer
 from rnla.torch._find import unwrapped
+from rnla.torch._records import KFACRecord, KFACStats
 from rnla.torch._report import table
 from rnla.torch._settings import at, check_options, layer_config
 
@@ -33,67 +34,6 @@ COLLECTED = (
     "max_factor_dim", "batch_dim", "grad_scaler", "seed",
 )  # fmt: skip
 BETAS, EPS = (0.9, 0.999), 1e-8  # of the Adam step to whose length an update is brought
-
-
-class KFACStats(NamedTuple):
-    """Counters of a preconditioner.
-
-    Attributes
-    ----------
-    steps : int
-        Steps taken.
-    skipped_steps : int
-        Steps that changed no weight, because a gradient had a NaN or an infinity.
-    skipped_updates : int
-        Statistics that were dropped because they had a NaN or an infinity.
-    failed_inversions : int
-        Decompositions that failed, after which the ones of the time before were kept.
-    seconds : dict of float
-        Time in ``statistics``, ``inversion`` and ``preconditioning``, as the host saw it.
-    ranks : dict of (int or None, int or None)
-        Ranks of A and G of every layer.
-    nu : float
-        Factor of the last clipping by the divergence.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rnla.torch import KFAC
-    >>> KFAC(torch.nn.Linear(3, 2)).stats.steps
-    0
-    """
-
-    steps: int
-    skipped_steps: int
-    skipped_updates: int
-    failed_inversions: int
-    seconds: dict[str, float]
-    ranks: dict[str, tuple[Any, Any]]
-    nu: float
-
-
-class KFACRecord(NamedTuple):
-    """What a callback is told of a step.
-
-    Attributes
-    ----------
-    iteration : int
-        Number of the step, from 0.
-    nu : Tensor or float
-        Factor of the clipping by the divergence.
-    seconds : float
-        Time in the step.
-
-    Examples
-    --------
-    >>> from rnla.torch import KFACRecord
-    >>> KFACRecord(0, 1.0, 0.01).iteration
-    0
-    """
-
-    iteration: int
-    nu: Any
-    seconds: float
 
 
 class Engine:
@@ -114,15 +54,36 @@ class Engine:
         self.options["seed"] = int(rng) if isinstance(rng, (int, np.integer)) else key
         self.steps, self.curvatures, self.nu, self.collector, self._skipped_steps = 0, {}, 1.0, None, 0
         self.seconds = {"inversion": 0.0, "preconditioning": 0.0}
-        self._groups, self._warned, self._adam = {}, set(), {}
+        self._selected, self._groups, self._warned, self._adam = None, {}, set(), {}
         self._config = layer_config(self.options, 0)
         self.sharer = Sharer.of(self.options, caller)
         self.model = unwrapped(model)
+
+    def __getstate__(self):
+        if self.sharer is not None:
+            raise TypeError(f"{self._caller}: among several processes it cannot be copied or pickled; use state_dict.")
+        seconds = {"statistics": self.collector.seconds, **self.seconds}
+        kept = {name: self.options[name] for name in DEFAULTS}
+        return {
+            "made": (self.model, kept, self._caller), "selected": (self._selected, self._group_list),
+            "state": self.state_dict(), "seconds": seconds, "warned": self._warned, "removed": self.collector.removed,
+        }  # fmt: skip
+
+    def __setstate__(self, state):
+        remove_idle(state["made"][0])
+        Engine.__init__(self, *state["made"])
+        self._warned = state["warned"]
+        self.select(*state["selected"])
+        self.load_state_dict(state["state"])
+        self.collector.seconds, self.seconds = state["seconds"].pop("statistics"), state["seconds"]
+        if state["removed"]:
+            self.collector.remove_hooks()
 
     def select(self, params=None, groups=()):
         """Precondition the layers of some parameters, all if None; what is known of layers is kept."""
         if self.collector is not None:
             self.collector.remove_hooks()
+        self._selected = params
         self.collector = Collector(
             self.model, params=None if params is None else {id(p) for p in params}, caller=self._caller,
             **{name: self.options[name] for name in COLLECTED},
@@ -143,6 +104,7 @@ class Engine:
 
     def regroup(self, groups):
         """Take over the settings of parameter groups."""
+        self._group_list = list(groups)
         self._groups = {id(p): group for group in groups for p in group["params"]}
 
     def arm(self):

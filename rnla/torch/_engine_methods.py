@@ -1,12 +1,27 @@
 """Methods that the optimizer and the preconditioner pass on to their engine."""
 
+from typing import Any
+
+from rnla.torch._copies import Copies, check_holder
 from rnla.torch._engine import Engine
 
+KEPT = ("_engine", "_caller", "_schedules", "_lr")
 
-class EngineMethods:
+
+class EngineMethods(Copies):
     """What a public class with an engine can be asked for between steps."""
 
     _engine: Engine
+
+    def __getstate__(self):
+        check_holder(self, self._engine.model)
+        base: Any = super().__getstate__()
+        return base | {name: value for name, value in vars(self).items() if name in KEPT}
+
+    def _given(self):
+        own = vars(self)
+        scheduled = [(name, schedule) for (_, name), schedule in own.get("_schedules", {}).items()]
+        return [*self._engine.options.items(), *own.get("defaults", {}).items(), *scheduled, ("lr", own.get("_lr"))]
 
     def sample_fisher(self, output, likelihood="softmax", *, class_dim=-1):
         """Collect statistics for targets drawn from the model, or exact ones; call it before ``loss.backward()``.

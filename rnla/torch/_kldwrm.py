@@ -13,6 +13,7 @@ from rnla.optim._kfac_step import KFACConfig
 from rnla.optim._wake import RESIDUALS, STORED, VARIANTS, memory_weights, wake_step
 from rnla.torch._checkpoint import check_keys, decoded, encoded, size_of
 from rnla.torch._collect import Collector
+from rnla.torch._copies import NO_ARGUMENTS, Rebuilt
 from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process, large_modules
 from rnla.torch._outputs import Outputs
@@ -21,7 +22,7 @@ from rnla.torch._settings import at, check_setting, varies
 MEMORY = {"so": 0.33, "q": 0.5, "qe": 0.5}  # decay rates of the published runs
 
 
-class KLDWRM(LayerMethods, torch.optim.Optimizer):
+class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
     """Wake of Kullback-Leibler-regularised models: K-FAC in which old metrics stay where they were measured.
 
     The exponential average of K-FAC re-centres the metrics of all earlier steps at the present weights. Here each one
@@ -116,7 +117,8 @@ class KLDWRM(LayerMethods, torch.optim.Optimizer):
         kl_clip=None, rms_clip=0.07, method="exact", rank=220, oversampling=10, products=None, tail="trace",
         loss_average="batch", weight_sharing="expand", skip=(), max_factor_dim=8192, grad_scaler=None, rng=None,
     ):  # fmt: skip
-        caller = self._caller
+        self._arguments = {name: value for name, value in locals().items() if name not in NO_ARGUMENTS}
+        self._wrapped, caller = model, self._caller
         check_choice(variant, "variant", VARIANTS[1:], caller)
         check_choice(residual, "residual", RESIDUALS, caller)
         check_choice(q_solver, "q_solver", ("kron_sum", "factor_sum"), caller)

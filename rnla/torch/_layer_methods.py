@@ -8,8 +8,9 @@ import torch.distributed as dist
 from rnla._errors import AccuracyWarning
 from rnla.torch._checkpoint import size_of
 from rnla.torch._collect import Collector
-from rnla.torch._engine import KFACStats, _outside
+from rnla.torch._engine import _outside
 from rnla.torch._find import _skipped, find_layers
+from rnla.torch._records import KFACStats
 from rnla.torch._report import table
 
 

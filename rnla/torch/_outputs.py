@@ -87,6 +87,11 @@ class LastCall:
         self._active = active
         self.arguments: Any = None
 
+    @property
+    def idle(self):
+        """Whether it does nothing, as a copy."""
+        return not self._active
+
     def __call__(self, module, args, kwargs):
         """Note the call."""
         if self._active and module.training and torch.is_grad_enabled():

@@ -336,3 +336,31 @@ def test_weights_of_two_kinds_of_module_have_no_block():
     with pytest.warns(UserWarning, match=r"table\.weight"):
         opt = rt.KFAC(Tied())
     assert not opt._engine.curvatures
+
+
+class Same(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class ChannelNorm(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Named(nn.Conv2d):
+    """A subclass that computes what its parent does."""
+
+
+def test_layers_that_compute_something_of_their_own_have_no_block():
+    model = nn.Sequential(Same(2, 3, 3), Standardised(3, 3, 1), ChannelNorm(3), Named(3, 3, 1))
+    with pytest.warns(UserWarning, match=r"0\.weight, 0\.bias, 1\.weight, 1\.bias, 2\.weight, 2\.bias"):
+        opt = rt.KFAC(model)
+    assert set(opt._engine.curvatures) == {"3"}
+    model(torch.randn(4, 2, 2, 2)).square().mean().backward()
+    opt.step()

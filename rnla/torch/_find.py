@@ -7,6 +7,7 @@ from rnla.torch._layers import ConvLayer, EmbeddingLayer, Layer, NormLayer
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 KINDS = ((nn.Linear, Layer), ((nn.Conv1d, nn.Conv2d), ConvLayer), (nn.Embedding, EmbeddingLayer), (NORMS, NormLayer))
+METHODS = ("forward", "_conv_forward")  # of convolutions and normalisation layers
 MAX_GROUPS = 64  # a block for each group: beyond, their number costs more than their curvature gains
 
 
@@ -90,7 +91,16 @@ def _layer(name, module, own, params):
         return None
     if len(own) > 1 + (bias is not None):  # parameters that a subclass has added have a meaning of their own
         return None
+    # What a subclass pads, rescales or appends in a forward of its own, the hooks do not see.
+    if make in (ConvLayer, NormLayer) and not all(_of_torch(type(module), method) for method in METHODS):
+        return None
     return make(name, module, weight, bias if bias is not None and bias.requires_grad else None)
+
+
+def _of_torch(kind, method):
+    """Say whether a type of module has the method of a module of PyTorch."""
+    owner = next((base for base in kind.__mro__ if method in vars(base)), None)
+    return owner is None or owner.__module__.startswith("torch.nn.")
 
 
 def _alike(layer, other):

@@ -21,7 +21,8 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
     ----------
     model : torch.nn.Module
         The network. Linear layers, convolutions of signals and images in up to 64 groups, embeddings and normalisation
-        layers are preconditioned; other parameters take plain gradient steps, see `unsupported`.
+        layers are preconditioned; other parameters take plain gradient steps, see `unsupported`. So do convolutions and
+        normalisation layers of subclasses with a ``forward`` of their own.
     params : iterable of Tensor or dict, optional
         Parameters or parameter groups; all of the model by default. Groups may set ``lr``, ``momentum``, ``nesterov``,
         ``weight_decay``, ``decoupled``, ``damping``, ``rms_clip`` and ``precondition``, which is False for plain steps.

@@ -19,7 +19,8 @@ class KFACPreconditioner(EngineMethods):
     ----------
     model : torch.nn.Module
         The network. Linear layers, convolutions of signals and images in up to 64 groups, embeddings and normalisation
-        layers are preconditioned, other parameters keep their gradients; see `unsupported`.
+        layers are preconditioned, other parameters keep their gradients; see `unsupported`. So do convolutions and
+        normalisation layers of subclasses with a ``forward`` of their own.
     params : iterable of Tensor, optional
         The parameters that are trained; all by default. A layer needs all its trainable parameters among them.
     damping : float

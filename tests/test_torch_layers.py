@@ -116,6 +116,55 @@ def test_factors_of_a_layer_at_many_positions(average, terms, sharing):
     assert torch.allclose(part.G, turned.G)
 
 
+def test_terms_of_the_loss_are_counted_at_the_outputs_of_a_convolution():
+    model = nn.Conv2d(2, 3, 3, stride=2, bias=False).double()
+    x, weight = torch.randn(4, 2, 9, 9).double(), torch.randn(4, 3, 4, 4).double()
+    part = statistics(model, x, lambda z: (z * weight).sum() / 64, loss_average="batch+sequence")[1][""]
+    rows = weight.movedim(1, -1).reshape(64, 3)
+    assert torch.allclose(part.G, rows.T @ rows / 64)
+
+
+class Flat(nn.Module):
+    """Tokens (N, T, d), seen one by one by the first layer."""
+
+    def __init__(self, flat):
+        super().__init__()
+        self.flat, self.first, self.last = flat, nn.Linear(4, 3).double(), nn.Linear(6 * 3, 2).double()
+
+    def forward(self, x):
+        z = self.first(x.reshape(-1, 4) if self.flat else x)
+        return self.last(z.reshape(x.shape[0], -1))
+
+
+def test_the_batch_is_that_of_the_model():
+    model, x = Flat(False), torch.randn(5, 6, 4).double()
+    flat = Flat(True)
+    flat.load_state_dict(model.state_dict())
+    found = [statistics(net, x, lambda z: z.square().mean(0).sum())[1] for net in (model, flat)]
+    for name in ("first", "last"):
+        assert torch.allclose(found[0][name].A, found[1][name].A)
+        assert torch.allclose(found[0][name].G, found[1][name].G)
+    # Without a call of the model, or where the examples come second, the inputs of the layer tell.
+    sizes = []
+
+    def loss_average(n):
+        sizes.append(n)
+        return n
+
+    collector = Collector(flat, loss_average=loss_average)
+    collector.arm()
+    flat.first(x.reshape(-1, 4)).sum().backward()
+    turned = Collector(model, loss_average=loss_average, batch_dim=1)
+    turned.arm()
+    model.first(x.transpose(0, 1)).sum().backward()
+    # An input without a batch is one example, whatever the first dimension of that of the model.
+    one = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(0), nn.Linear(3, 2))
+    collector = Collector(one, loss_average=loss_average)
+    collector.arm()
+    one(torch.randn(2, 2, 2)).sum().backward()
+    assert sizes == [30, 5, 1, 1]
+
+
 @pytest.mark.parametrize("options", [{}, {"weight_sharing": "reduce"}, {"ekfac": True}])
 def test_calls_of_a_shared_module_are_positions(options):
     class Twice(nn.Module):

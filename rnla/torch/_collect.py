@@ -89,13 +89,15 @@ class Collector:
         self._step, self._bases, self._keep = 0, {}, frozenset()
         self.seconds, self.rank, self.removed = 0.0, 0, False
         self._found, self._open, self._edges, self._samples, self._last = {}, {}, [], 0, 1
+        self._batch = None  # of the call of the model that is running
         self._handles = [
             module.register_forward_hook(Hook(self, i), with_kwargs=True)
             for i, layer in enumerate(self.layers)
             for module in layer.modules
         ]
-        # A new pass of the model; graphs of passes for which nothing was asked must not live on.
-        self._handles.append(model.register_forward_pre_hook(Hook(self, None), with_kwargs=True))
+        # After those of the layers, of which the model may be one.
+        self._handles.append(model.register_forward_pre_hook(Hook(self, "enter"), with_kwargs=True))
+        self._handles.append(model.register_forward_hook(Hook(self, "leave"), with_kwargs=True))
         weakref.finalize(self, _remove, self._handles)
 
     def arm(self, step=0, *, bases=None, keep=()):
@@ -143,7 +145,7 @@ class Collector:
 
     def discard(self):
         """Forget what was collected."""
-        self._found, self._open, self._edges, self._samples = {}, {}, [], 0
+        self._found, self._open, self._edges, self._samples, self._batch = {}, {}, [], 0, None
 
     def remove_hooks(self):
         """Take the hooks off the model; nothing is collected any more."""
@@ -197,6 +199,16 @@ class Collector:
                 h = self.layers[edge.index].stacked(hs, self.sharing)
                 self._add(edge.index, edge.module, edge.x, h, terms, scale)
 
+    def enter(self, values):
+        """Note the batch of a call of the model: dimension 0 of its first tensor."""
+        self._edges.clear()  # graphs of passes for which nothing was asked must not live on
+        first = next((X for X in values if isinstance(X, torch.Tensor) and X.ndim), None)
+        self._batch = None if first is None or self.sharing.batch_dim else first.size(0)  # nested ones have no shape
+
+    def leave(self):
+        """Note that the call is over: layers may be called without the model."""
+        self._batch = None
+
     def record(self, index, module, x, output):
         """Note a call of a layer; the derivative at its output arrives later."""
         if not torch.is_grad_enabled() or not self.model.training:
@@ -208,9 +220,11 @@ class Collector:
         if index in self._open:  # of a pass that has ended
             self._close(index)
         layer, x = self.layers[index], x.detach()
-        size, positions = layer.examples(x, self.sharing)
+        size, positions = layer.examples(x, output, self.sharing)
         if layer.kind != "norm":
             self._last = size * positions
+        if self._batch and layer.batched(x):
+            size = self._batch
         if self.fisher != "empirical":
             # Not the output itself, which what follows may overwrite.
             edge = torch.autograd.graph.get_gradient_edge(output)
@@ -278,7 +292,7 @@ class _Call(NamedTuple):
 
 
 class Hook:
-    """Forward hook of a layer, or hook before that of the model.
+    """Forward hook of a layer, or hook before or after that of the model.
 
     Copies of the model get one that does nothing, and so has a model whose collector is gone.
     """
@@ -306,14 +320,16 @@ class Hook:
 
 
 def _passing(reference, index):
-    """Return a function that passes calls of a layer on, or of the model if `index` is None."""
+    """Return a function that passes calls of a layer on, or of the model if `index` is "enter" or "leave"."""
 
     def run(module, args, kwargs, output):
         collector = reference()
         if collector is None:
             return
-        if index is None:
-            collector._edges.clear()
+        if index == "enter":
+            collector.enter([*args, *kwargs.values()])
+        elif index == "leave":
+            collector.leave()
         else:
             collector.record(index, module, args[0] if args else next(iter(kwargs.values())), output)
 

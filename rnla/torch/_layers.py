@@ -63,8 +63,12 @@ class Layer:
             rows = [slice(i * size, (i + 1) * size) for i in range(self.groups)]
             self.blocks = [Block(f"{name}[{i}]", self.kind, weight, bias, part) for i, part in enumerate(rows)]
 
-    def examples(self, x, sharing):
-        """Return the numbers of examples and of positions of an input."""
+    def batched(self, x):
+        """Say whether an input has a dimension that counts the examples."""
+        return x.ndim > 1
+
+    def examples(self, x, output, sharing):
+        """Return the numbers of examples and of positions of a call."""
         if x.ndim == 1:
             return 1, 1
         N = x.shape[sharing.batch_dim if x.ndim > 2 else 0]
@@ -155,17 +159,21 @@ class ConvLayer(Layer):
         names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
         return {name: getattr(module, name) for name in names}
 
+    def batched(self, x):
+        """Say whether an input has a dimension that counts the examples."""
+        return x.ndim == self.weight.ndim
+
     def _batched(self, x):
-        return x if x.ndim == self.weight.ndim else x[None]
+        return x if self.batched(x) else x[None]
 
     def stacked(self, hs, sharing):
         """Return several derivatives for one input as those of several batches."""
         return hs[0] if len(hs) == 1 else torch.cat([self._batched(h) for h in hs])
 
-    def examples(self, x, sharing):
-        """Return the numbers of examples and of input positions of an input."""
-        x = self._batched(x)
-        return x.shape[0], x.shape[2:].numel()
+    def examples(self, x, output, sharing):
+        """Return the numbers of examples and of output positions of a call."""
+        output = self._batched(output)
+        return output.shape[0], output.shape[2:].numel()
 
     def rows(self, module, x, h, sharing):
         """Return patches (N, T, p) and derivatives (N, T, q)."""
@@ -219,8 +227,12 @@ class EmbeddingLayer(Layer):
 
     kind = "embedding"
 
-    def examples(self, x, sharing):
-        """Return the numbers of examples and of positions of an input."""
+    def batched(self, x):
+        """Say whether an input has a dimension that counts the examples."""
+        return x.ndim > 0
+
+    def examples(self, x, output, sharing):
+        """Return the numbers of examples and of positions of a call."""
         N = x.shape[sharing.batch_dim if x.ndim > 1 else 0] if x.ndim else 1
         return N, x.numel() // max(N, 1)
 
@@ -247,7 +259,7 @@ class NormLayer(Layer):
 
     kind = "norm"
 
-    def examples(self, x, sharing):
+    def examples(self, x, output, sharing):
         """Return the number of examples, and 1."""
         return x.shape[self._batch_dim(x, sharing)], 1
 

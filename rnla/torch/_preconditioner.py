@@ -48,9 +48,10 @@ class KFACPreconditioner(EngineMethods):
         ``mc``: from targets drawn from the model, ``type2``: exact, one backward pass for each output; both need
         `sample_fisher` between the forward and the backward pass.
     loss_average : {"batch", "batch+sequence", None}, int or callable
-        What the loss averages over: the batch, the batch and the positions of the layer that comes last, nothing (a
-        sum), or the number of terms, which may depend on the size of the batch. For a loss that is divided by K
-        micro-batches: ``lambda n: K * n``.
+        What the loss averages over: the batch, the batch and the output positions of the layer that comes last, nothing
+        (a sum), or the number of terms, which may depend on the size of the batch. For a loss that is divided by K
+        micro-batches: ``lambda n: K * n``. The size of the batch is dimension 0 of the first tensor that the model is
+        called with; where a layer is called without the model, or `batch_dim` is not 0, that of the inputs of the layer.
     weight_sharing : {"expand", "reduce"}
         Treatment of weights that are used at many positions, as for `rnla.optim.input_factor`.
     max_positions : int, optional

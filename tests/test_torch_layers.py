@@ -413,3 +413,23 @@ def test_layers_that_compute_something_of_their_own_have_no_block():
     assert set(opt._engine.curvatures) == {"3"}
     model(torch.randn(4, 2, 2, 2)).square().mean().backward()
     opt.step()
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = x.clone()
+        x += self.layer(x)
+        return x
+
+
+def test_inputs_overwritten_under_autocast_are_those_of_the_call():
+    x = torch.randn(16, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = statistics(Residual(), x, lambda z: z.float().square().mean(), keep=False)[1]
+    exact = optim.input_factor(x, bias=True)
+    # Both factors of the product are rounded to 8 bits.
+    assert (found["layer"].A - exact).norm() <= 2 * 2.0**-8 * exact.norm()

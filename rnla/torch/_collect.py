@@ -220,6 +220,9 @@ class Collector:
         if index in self._open:  # of a pass that has ended
             self._close(index)
         layer, x = self.layers[index], x.detach()
+        if x.is_floating_point() and x.dtype != output.dtype:
+            # Under autocast the graph has a copy, and x itself may be overwritten after the call.
+            x = x.to(output.dtype)
         size, positions = layer.examples(x, output, self.sharing)
         if layer.kind != "norm":
             self._last = size * positions

@@ -328,6 +328,34 @@ def test_sampling_leaves_gradients_alone_and_is_asked_for(fisher):
     assert all(int(state.A.count) == 1 for state in states(opt).values())
 
 
+def test_sampling_sees_all_calls_of_the_model_that_led_to_the_outputs():
+    model = nn.Sequential(nn.Linear(4, 3)).double()
+    x, others = torch.randn(8, 4).double(), torch.randn(6, 4).double()
+    collector = Collector(model, fisher="type2")
+    collector.arm()
+
+    def found(z):
+        collector.sample_fisher(z, "squared")
+        return collector.take()["0"]
+
+    one = found(model(x))
+    assert torch.allclose(one.G, torch.eye(3).double())
+    twice = found(model(x) + model(x[:, :4]))
+    assert twice.count == 16
+    assert torch.allclose(twice.G, 2 * one.G)
+    z = model(x)
+    with torch.no_grad():
+        model(others)
+    assert torch.allclose(found(z).G, one.G)
+    # Outputs of two passes, each with its own number of terms, whatever their order.
+    z, other = model(x), model(others)
+    collector.sample_fisher(z, "squared")
+    both = found(other)
+    assert both.count == 14
+    assert torch.allclose(both.G, 2 * one.G)
+    assert not collector._edges
+
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()

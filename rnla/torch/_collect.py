@@ -167,9 +167,7 @@ class Collector:
         """
         check_choice(likelihood, "likelihood", tuple(LIKELIHOODS), f"{self._caller}.sample_fisher")
         if not self.armed or not self._edges or not output.requires_grad:
-            self._edges = []
             return
-        edges, self._edges = self._edges, []
         # The graph is that of the outputs: their derivatives are computed in at least single precision.
         z = output.detach().movedim(class_dim, -1)
         z = z.float() if z.element_size() < 4 else z
@@ -182,11 +180,11 @@ class Collector:
             columns = loss.fisher_columns(flat)
         self._samples += 1
         scale = 1.0 if output.element_size() >= 4 else 2.0**10  # derivatives of a mean are too small for half precision
-        self._backward(output, edges, columns, z.shape, class_dim, scale)
+        self._backward(output, columns, z.shape, class_dim, scale)
 
-    def _backward(self, output, edges, columns, shape, class_dim, scale):
+    def _backward(self, output, columns, shape, class_dim, scale):
         """Collect the derivatives of one pass for each column; that of the outputs is given."""
-        terms = self._terms(edges[-1].size)
+        edges, terms = self._edges, self._terms(self._edges[-1].size)
         arrived = [[] for _ in edges]
         for column in columns:
             dz = (column * (scale / terms)).reshape(shape).movedim(-1, class_dim).to(output.dtype)
@@ -194,14 +192,18 @@ class Collector:
             for found, h in zip(arrived, hs, strict=True):
                 if h is not None:
                     found.append(h)
-        for edge, hs in zip(edges, arrived, strict=True):
-            if hs:
-                h = self.layers[edge.index].stacked(hs, self.sharing)
-                self._add(edge.index, edge.module, edge.x, h, terms, scale)
+        reached = [(edge, hs) for edge, hs in zip(edges, arrived, strict=True) if hs]
+        # Calls that had no part in these outputs may have one in others; graphs live on until the step at most.
+        self._edges = [edge for edge, hs in zip(edges, arrived, strict=True) if not hs]
+        if reached:
+            exact = self._terms(reached[-1][0].size)  # the last call may be of a pass of another size
+            scale, terms = scale if exact == terms else scale * exact / terms, exact
+        for edge, hs in reached:
+            h = self.layers[edge.index].stacked(hs, self.sharing)
+            self._add(edge.index, edge.module, edge.x, h, terms, scale)
 
     def enter(self, values):
         """Note the batch of a call of the model: dimension 0 of its first tensor."""
-        self._edges.clear()  # graphs of passes for which nothing was asked must not live on
         first = next((X for X in values if isinstance(X, torch.Tensor) and X.ndim), None)
         self._batch = None if first is None or self.sharing.batch_dim else first.size(0)  # nested ones have no shape
 

@@ -206,7 +206,10 @@ class Engine:
         if not found and any(c.block.weight_parameter.grad is not None for c in self.curvatures.values()):
             reason = "layers are observed in training mode: call model.train()"
             if self.options["fisher"] != "empirical":
-                reason = f"call sample_fisher before the backward pass for fisher={self.options['fisher']!r}"
+                reason = (
+                    f"call sample_fisher before the backward pass for fisher={self.options['fisher']!r}, and "
+                    "checkpoint with use_reentrant=False"
+                )
             self.warn_once("no statistics", f"{reason}; there are gradients, but no statistics", UserWarning)
         for name, part in found.items():
             self.curvatures[name].add(part, self._config)

@@ -51,7 +51,7 @@ class KFACPreconditioner(EngineMethods):
         What the loss averages over: the batch, the batch and the output positions of the layer that comes last, nothing
         (a sum), or the number of terms, which may depend on the size of the batch. For a loss that is divided by K
         micro-batches: ``lambda n: K * n``. The size of the batch is dimension 0 of the first tensor that the model is
-        called with; where a layer is called without the model, or `batch_dim` is not 0, that of the inputs of the layer.
+        called with; where a layer is called without the model, or `batch_dim` is not 0, that of the layer's inputs.
     weight_sharing : {"expand", "reduce"}
         Treatment of weights that are used at many positions, as for `rnla.optim.input_factor`.
     max_positions : int, optional

@@ -5,7 +5,7 @@ from typing import Any
 from rnla.torch._copies import Copies, check_holder
 from rnla.torch._engine import Engine
 
-KEPT = ("_engine", "_caller", "_schedules", "_lr")
+KEPT = ("_engine", "_caller", "_schedules", "_lr", "_trained")
 
 
 class EngineMethods(Copies):

@@ -129,7 +129,7 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
     def _select(self):
         groups = [group for group in self.param_groups if group["precondition"]]
         self._engine.select([p for group in groups for p in group["params"]], groups)
-        self._trained = {id(p) for p in self._all() if p.requires_grad}
+        self._trained = {p for p in self._all() if p.requires_grad}
 
     def _all(self):
         return (p for group in self.param_groups for p in group["params"])
@@ -211,7 +211,7 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
         for group in self.param_groups:
             plain = [p for p in group["params"] if p.grad is not None and id(p) not in covered]
             self._move(group, moves[id(group)], plain, grad_scale, finite)
-        if any(p.requires_grad and id(p) not in self._trained for p in self._all()):
+        if any(p.requires_grad and p not in self._trained for p in self._all()):
             self._select()  # frozen before
 
     def _move(self, group, moves, plain, grad_scale, finite):

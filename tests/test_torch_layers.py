@@ -23,7 +23,7 @@ def _one_seed():
 def statistics(model, x, loss, keep=True, **options):
     """Statistics of all blocks after one pass."""
     collector = Collector(model, **options)
-    collector.arm(keep=collector.blocks if keep else ())
+    collector.arm(keep=dict.fromkeys(collector.blocks, ("rows", True)) if keep else None)
     model.zero_grad()
     loss(model(x)).backward()
     return collector, collector.take()

@@ -7,6 +7,9 @@ from rnla._backend import eps_of, key_from_rng
 from rnla.optim._checks import at_least_single, check_damping, check_shape, real_arrays, scalar_like
 from rnla.optim._symmetric import eigenpairs, ridged, spd_inverse
 
+RANK = 16  # of the gradient of an example that is used at many positions, as published
+CHUNK_BYTES = 2**26  # of gradients of single examples in memory at a time
+
 
 def seng_solve(V, a_bar, h, lam, *, terms, sample=None, rng=None):
     """Apply ``(lam I + F)^-1`` with the empirical Fisher block F of a layer, from the examples of a batch.
@@ -57,7 +60,7 @@ def seng_solve(V, a_bar, h, lam, *, terms, sample=None, rng=None):
     Examples
     --------
     >>> V, a, h = np.ones((1, 2)), np.array([[1.0, 0.0]]), np.array([[1.0]])
-    >>> rnla.optim.seng_solve(V, a, h, 1.0, terms=1).tolist()
+    >>> rnla.optim.seng_solve(V, a, h, 1.0, terms=1).round(6).tolist()
     [[0.5, 1.0]]
     """
     caller = "rnla.optim.seng_solve"
@@ -81,6 +84,60 @@ def seng_solve(V, a_bar, h, lam, *, terms, sample=None, rng=None):
     y = _solve(ridged(gram, lam), projected[:, None], lam)
     weighted = xp.reshape(h * y[:, :, None], (N * R, -1))
     return (V - weighted.T @ rows_a) / lam / size_a / size_a / size_h / size_h
+
+
+def example_rows(a_bar, h):
+    """Return inputs and derivatives of few positions, with which examples have the same gradients, or nearly so.
+
+    Parameters
+    ----------
+    a_bar : array, shape (N, R, p)
+        Inputs.
+    h : array, shape (N, R, q)
+        Derivatives; the gradient of an example is ``h[n].T @ a_bar[n]``.
+
+    Returns
+    -------
+    a_bar : array, shape (N, 16, p), (N, 1, p) or (N, 1, q p)
+        One position stays as it is. Of more, the best approximation of rank 16, with zeros for positions that are not
+        needed; or the gradient itself, as the input of a layer with one output, where that takes less memory.
+    h : array, shape (N, 16, q), (N, 1, q) or (N, 1, 1)
+    """
+    xp, (N, R, p), q = array_namespace(a_bar, h), a_bar.shape, h.shape[2]
+    if R == 1:
+        return a_bar, h
+    whole = q * p <= RANK * (q + p)
+    if not whole and R <= RANK:
+        return tuple(
+            xp.concat([X, xp.zeros((N, RANK - R, X.shape[2]), dtype=X.dtype, device=device(X))], axis=1)
+            for X in (a_bar, h)
+        )
+    step = max(CHUNK_BYTES // (q * p * xp.finfo(h.dtype).bits // 8), 1)
+    parts = []
+    for start in range(0, N, step):
+        each = h[start : start + step, ...].mT @ a_bar[start : start + step, ...]
+        if whole:
+            rows = xp.reshape(each, (-1, 1, q * p))
+            parts.append((rows, xp.ones_like(rows[..., :1])))
+        else:
+            parts.append(_leading(each) if q <= p else _leading(each.mT)[::-1])
+    return tuple(xp.concat(X, axis=0) for X in zip(*parts, strict=True))
+
+
+def _leading(each):
+    """Return ``(U^T M, U^T)`` for matrices M of a stack and their leading left singular vectors U, or NaN."""
+    xp = array_namespace(each)
+    size = xp.max(xp.abs(each), axis=(1, 2), keepdims=True)
+    unit = each / xp.where(size > 0, size, xp.ones_like(size))  # squares would leave the range of the dtype
+    gram = unit @ unit.mT
+    usable = xp.isfinite(xp.sum(gram, axis=(1, 2), keepdims=True))
+    eye = xp.eye(gram.shape[1], dtype=gram.dtype, device=device(gram))
+    try:
+        _, U = xp.linalg.eigh(xp.where(usable, gram, eye))
+    except (np.linalg.LinAlgError, RuntimeError):
+        U = gram * xp.nan
+    U = xp.where(usable, U, xp.full_like(U, xp.nan))[..., -RANK:].mT
+    return U @ each, U
 
 
 def _at_most_one(X):

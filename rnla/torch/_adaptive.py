@@ -285,7 +285,10 @@ class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
         """Return the factors of every block for drawn targets, and those of neighbours."""
         step, config = self._state.step + 1, self._config
         args, kwargs = _part(call, size, part_of_batch(size, config.statistics_share, step))
-        self._collector.arm(step, keep=[block.name for block in self._blocks] if config.tridiagonal else ())
+        self._collector.arm(
+            step,
+            keep=dict.fromkeys((block.name for block in self._blocks), ("rows", True)) if config.tridiagonal else None,
+        )
         with torch.enable_grad():
             self._collector.sample_fisher(self._model(*args, **kwargs), config.loss)
         self._collector.disarm()

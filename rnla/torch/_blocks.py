@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 
 class Statistics(NamedTuple):
@@ -11,8 +12,8 @@ class Statistics(NamedTuple):
     Attributes
     ----------
     A : Tensor, shape (p, p) or (p,), or None
-        Input factor, or its diagonal; None for normalisation layers.
-    G : Tensor, shape (q, q), (q,) or (q, k, k)
+        Input factor, or its diagonal; None for normalisation layers, and where factors are not wanted.
+    G : Tensor, shape (q, q), (q,) or (q, k, k), or None
         Output factor, its diagonal, or the blocks of a normalisation layer.
     count : int
         Number of inputs over which `A` averages.
@@ -20,7 +21,7 @@ class Statistics(NamedTuple):
         Second moments in the eigenbasis, for EKFAC.
     rows : (Tensor, Tensor) or None
         Inputs (N, R, p) with the 1 of the bias, and derivatives (N, R, q) of a loss with one term, for methods that
-        want them one by one.
+        want them one by one; see `Sharing`.
     """
 
     A: Any
@@ -33,7 +34,8 @@ class Statistics(NamedTuple):
         """Return the statistics of a loss of which `scale` times the derivatives were taken."""
         square = scale * scale
         rows = None if self.rows is None else (self.rows[0], self.rows[1] / scale)
-        return self._replace(G=self.G / square, scale=None if self.scale is None else self.scale / square, rows=rows)
+        G = None if self.G is None else self.G / square
+        return self._replace(G=G, scale=None if self.scale is None else self.scale / square, rows=rows)
 
 
 class Block:
@@ -134,7 +136,20 @@ def pooled(parts):
     A = None if first.A is None else sum(part.A * (part.count / count) for part in parts)
     scales = [part.scale for part in parts]
     scale = None if any(S is None for S in scales) else sum(scales)
+    G = None if first.G is None else sum(part.G for part in parts)
     rows = None
-    if all(part.rows is not None for part in parts) and len({part.rows[0].shape[1] for part in parts}) == 1:
-        rows = tuple(torch.cat(X) for X in zip(*(part.rows for part in parts), strict=True))
-    return Statistics(A, sum(part.G for part in parts), count, scale, rows)
+    if all(part.rows is not None for part in parts):
+        rows = tuple(torch.cat(X) for X in zip(*_alike([part.rows for part in parts]), strict=True))
+    return Statistics(A, G, count, scale, rows)
+
+
+def _alike(rows):
+    """Return inputs and derivatives that have the same gradients and, in all pairs, the same shapes but for N."""
+    if len({(a.shape[1:], h.shape[1:]) for a, h in rows}) == 1:
+        return rows
+    if len({(a.shape[2], h.shape[2]) for a, h in rows}) == 1:  # positions of zeros add nothing
+        most = max(a.shape[1] for a, _ in rows)
+        return [tuple(F.pad(X, (0, 0, 0, most - X.shape[1])) for X in pair) for pair in rows]
+    # Some are gradients already, as the inputs of a layer with one output.
+    each = [(h.mT @ a).reshape(a.shape[0], 1, -1) for a, h in rows]
+    return [(g, torch.ones_like(g[..., :1])) for g in each]

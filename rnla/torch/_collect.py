@@ -78,15 +78,13 @@ class Collector:
         _check_average(loss_average, caller)
         self.model, self.fisher, self.loss_average, self._caller = model, fisher, loss_average, caller
         self.grad_scaler, self.seed = grad_scaler, seed
-        self.sharing = Sharing(
-            weight_sharing, max_positions, patch_bytes or PATCH_BYTES, max_factor_dim, batch_dim, False
-        )
+        self.sharing = Sharing(weight_sharing, max_positions, patch_bytes or PATCH_BYTES, max_factor_dim, batch_dim)
         self.layers, self.unsupported = find_layers(
             model, params=params, skip=skip, norm_layers=norm_layers, caller=caller
         )
         self.blocks = {block.name: block for layer in self.layers for block in layer.blocks}
         self._switch = [False]  # shared with the hooks
-        self._step, self._bases, self._keep = 0, {}, frozenset()
+        self._step, self._bases, self._keep = 0, {}, {}
         self.seconds, self.rank, self.removed = 0.0, 0, False
         self._found, self._open, self._edges, self._samples, self._last = {}, {}, [], 0, 1
         self._batch = None  # of the call of the model that is running
@@ -100,7 +98,7 @@ class Collector:
         self._handles.append(model.register_forward_hook(Hook(self, "leave"), with_kwargs=True))
         weakref.finalize(self, _remove, self._handles)
 
-    def arm(self, step=0, *, bases=None, keep=()):
+    def arm(self, step=0, *, bases=None, keep=None):
         """Collect from now on.
 
         Parameters
@@ -109,11 +107,11 @@ class Collector:
             Seeds what is random in this step.
         bases : dict of (Tensor, Tensor), optional
             Eigenvectors of G and A of the blocks whose second moments are wanted.
-        keep : collection of str
-            Blocks whose inputs and derivatives are wanted one by one.
+        keep : dict of (str, bool), optional
+            How inputs and derivatives of blocks are wanted one by one, and whether their factors are; see `Sharing`.
         """
         self._switch[0] = True
-        self._step, self._bases, self._keep = step, bases or {}, frozenset(keep)
+        self._step, self._bases, self._keep = step, bases or {}, keep or {}
 
     @property
     def armed(self):
@@ -262,7 +260,8 @@ class Collector:
     def _close(self, index):
         """Turn the calls of a pass into statistics."""
         layer, calls = self.layers[index], self._open.pop(index)
-        sharing = self.sharing._replace(keep=any(block.name in self._keep for block in layer.blocks))
+        keep, factors = self._keep.get(layer.blocks[0].name, (None, True))
+        sharing = self.sharing._replace(keep=keep, factors=factors)
         bases = [self._bases.get(block.name) for block in layer.blocks]
         rng = np.random.default_rng([self.seed, self._step, index, len(self._found)])
         start = time.perf_counter()

@@ -77,9 +77,9 @@ class Kronecker:
         config = self.config(config)
         return f"{'ekfac, ' if config.ekfac else ''}{config.method}"
 
-    def wants_rows(self, config):
-        """Say whether inputs and derivatives are wanted one by one."""
-        return self.config(config).method == "brand"
+    def kept_rows(self, config):
+        """Return how inputs and derivatives are wanted one by one, and whether factors are; None for factors alone."""
+        return ("flat", self._correction is not None) if self.config(config).method == "brand" else None
 
     def basis(self, config):
         """Return the eigenvectors in which second moments are wanted, or None."""
@@ -91,7 +91,6 @@ class Kronecker:
     def add(self, found, config):
         """Take in the statistics of a batch."""
         config = self.config(config)
-        A, G = self._cast(found.A, 0), self._cast(found.G, 0)
         scale = self.state.scale
         if found.scale is not None and scale.matrix is not None:
             mean = ema_update(scale.matrix, found.scale, config.rho, 1)
@@ -104,7 +103,7 @@ class Kronecker:
             self.state = self.state.add(a, h, config, terms=1)
             if self._correction is None:
                 return
-        self.state = self.state.add_factors(A, G, config)
+        self.state = self.state.add_factors(self._cast(found.A, 0), self._cast(found.G, 0), config)
 
     def misfit(self, state, config):
         """Say why training cannot go on from a state, None if it can."""

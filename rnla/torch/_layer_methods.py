@@ -82,7 +82,7 @@ class LayerMethods:
         }  # fmt: skip
         self.unsupported = [names[id(p)] for p in parameters if id(p) not in left_out]
         if self.unsupported:
-            text = "these parameters take plain gradient steps, because their modules are of no supported kind"
+            text = "these parameters take plain gradient steps, as their modules are of no supported kind or too large"
             self._warn_once("unsupported", f"{text}: {', '.join(self.unsupported)}", UserWarning)
 
     def _warn_of_missing_factors(self):

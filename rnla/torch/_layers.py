@@ -16,6 +16,7 @@ from rnla.optim import (
     unfold1d,
     unfold2d,
 )
+from rnla.optim._seng import example_rows
 from rnla.torch._blocks import Block, Statistics, pooled
 
 PATCH_BYTES = 2**28
@@ -36,8 +37,11 @@ class Sharing(NamedTuple):
         Larger factors are diagonal.
     batch_dim : int
         Dimension of the inputs of linear layers that counts the examples.
-    keep : bool
-        Return inputs and derivatives one by one as well.
+    keep : {None, "rows", "flat", "gradients"}
+        Return inputs and derivatives one by one as well: of examples and positions; of either as one, N R of them, or N
+        with `approx` "reduce"; or those of few positions that give the gradients of the examples.
+    factors : bool
+        Return the factors.
     """
 
     approx: str = "expand"
@@ -45,7 +49,8 @@ class Sharing(NamedTuple):
     patch_bytes: int = PATCH_BYTES
     max_dim: int = 8192
     batch_dim: int = 0
-    keep: bool = False
+    keep: str | None = None
+    factors: bool = True
 
 
 class Layer:
@@ -118,18 +123,21 @@ class Layer:
     def _block(self, i, a, h, sharing, terms, basis, rng):
         """Return the statistics of one group from rows."""
         a, h = self._group(i, a, h)
-        chosen = a, h, terms
+        chosen, A, G = (a, h, terms), None, None
         if sharing.approx == "expand" and _too_many(a, sharing):
             chosen = _subset(a, h, terms, sharing.max_positions, rng)
-        A = self.input_factor(chosen[0], sharing)
-        G = factor(chosen[1], sharing, lambda h, approx: output_factor(h, terms=chosen[2], approx=approx), chosen[2])
+        if sharing.factors:
+            A = self.input_factor(chosen[0], sharing)
+            G = factor(
+                chosen[1], sharing, lambda h, approx: output_factor(h, terms=chosen[2], approx=approx), chosen[2]
+            )
         scale, rows, count = None, None, a.shape[0] * (a.shape[1] if sharing.approx == "expand" else 1)
-        if basis is not None or sharing.keep:
+        if basis is not None or sharing.keep is not None:
             a_bar = self.with_one(_repeated(a, h))
             if basis is not None:
                 scale = _moments(h, a_bar, basis, terms)
-            if sharing.keep:
-                rows = a_bar, h * terms**0.5
+            if sharing.keep is not None:
+                rows = _kept(a_bar, h * terms**0.5, sharing)
         return Statistics(A, G, count, scale, rows)
 
     def input_factor(self, a, sharing):
@@ -185,13 +193,13 @@ class ConvLayer(Layer):
 
     def statistics(self, calls, sharing, terms, bases, rng):
         """Return the statistics of every block, patches of a few images at a time; see `Layer.statistics`."""
-        wanted = any(basis is not None for basis in bases) or sharing.keep
+        wanted = any(basis is not None for basis in bases) or sharing.keep is not None
         small = self.blocks[0].p <= sharing.max_dim
         module, x, h = calls[0]
         few = not (sharing.max_positions and sharing.approx == "expand")
         if len(calls) == 1 and small and few and not wanted:
             return self._whole(module, x, h, sharing, terms)
-        if len(calls) > 1 or sharing.keep:
+        if len(calls) > 1:
             return super().statistics(calls, sharing, terms, bases, rng)
         return self._chunks(module, x, h, sharing, terms, bases, rng)
 
@@ -310,6 +318,15 @@ def factor(rows, sharing, full, weight, *, mean=False):
     else:
         X, weight = rows.flatten(0, 1), weight / rows.shape[1] if mean else weight
     return (X * X).sum(dim=0) * weight
+
+
+def _kept(a, h, sharing):
+    """Return inputs and derivatives one by one, as they are wanted."""
+    if sharing.keep == "gradients":
+        return example_rows(a, h)
+    if sharing.keep == "flat" and sharing.approx == "reduce":
+        return a.mean(dim=1, keepdim=True), h.sum(dim=1, keepdim=True)
+    return (a.reshape(-1, 1, a.shape[2]), h.reshape(-1, 1, h.shape[2])) if sharing.keep == "flat" else (a, h)
 
 
 def _flat(X):

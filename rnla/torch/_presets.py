@@ -155,6 +155,11 @@ class SENG(KFAC):
         As for `KFAC`; ``method="seng"``, and as published ``lr=0.05``, ``momentum=0.9``, ``weight_decay=1e-2``,
         ``damping=2``, ``factor_every=200``, no clipping, and products estimated from 256 entries (`sample`).
 
+    Notes
+    -----
+    The gradients of the examples are kept as the inputs and derivatives that give them. In convolutions and sequences,
+    where there are many of both, their best approximations of rank 16 are.
+
     References
     ----------
     .. [1] Yang et al., J. Sci. Comput. 2022, arXiv 2006.05924.

@@ -35,9 +35,8 @@ class Unit:
         """Return the method of the inverses."""
         return "blocks"
 
-    def wants_rows(self, config):
-        """Say whether inputs and derivatives are wanted one by one: never."""
-        return False
+    def kept_rows(self, config):
+        """Return None: inputs and derivatives are not wanted one by one."""
 
     def basis(self, config):
         """Return None: there are no second moments."""
@@ -94,9 +93,9 @@ class Sketched:
         """Return the method of the inverses."""
         return "seng"
 
-    def wants_rows(self, config):
-        """Say whether inputs and derivatives are wanted one by one."""
-        return True
+    def kept_rows(self, config):
+        """Say that the gradients of the examples are wanted, and no factors."""
+        return "gradients", False
 
     def basis(self, config):
         """Return None: there are no second moments."""
@@ -107,14 +106,11 @@ class Sketched:
         if not bool(torch.isfinite(h.sum() + a.sum())):
             self.dropped += 1
             return
-        if a.shape[1] == 1:
-            self.state = a[:, 0], h[:, 0]
-            return
-        # The gradient of an example as the only input of a layer with one output.
-        N, size = a.shape[0], a.shape[2] * h.shape[2] * a.element_size()
-        kept = min(max(SENG_BYTES // size, 1), N)
-        each = (h[:kept].mT @ a[:kept]).reshape(kept, -1)
-        self.state = each, torch.full((kept, 1), (N / kept) ** 0.5, dtype=each.dtype, device=each.device)
+        N, size = a.shape[0], (a[0].numel() + h[0].numel()) * a.element_size()
+        kept = max(SENG_BYTES // size, 1)
+        if kept < N:
+            a, h = a[:kept].clone(), h[:kept] * (N / kept) ** 0.5
+        self.state = (a[:, 0], h[:, 0]) if a.shape[1] == 1 else (a, h)
 
     def refresh(self, config, damping, rng):
         """Do nothing: the system is solved in every step."""
@@ -125,7 +121,8 @@ class Sketched:
         if not self.ready:
             return V
         a, h = self.state
-        single = h.shape[1] == 1 and a.shape[1] == V.numel()
+        # The gradient of an example as the only input of a layer with one output.
+        single = h.shape[-1] == 1 and a.shape[-1] == V.numel()
         W = V.reshape(1, -1) if single else V
         rng = np.random.SeedSequence([self._seed, step])
         try:

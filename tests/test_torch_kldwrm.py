@@ -368,9 +368,7 @@ def test_statistics_of_other_passes_are_forgotten():
 @pytest.mark.parametrize("variant", ["so", "q", "qe"])
 def test_what_it_says_of_itself(variant):
     model = network(extra=[torch.nn.LayerNorm(8)])
-    with pytest.warns(
-        UserWarning, match="take plain gradient steps, .*: 2.weight, 2.bias"
-    ) as caught:
+    with pytest.warns(UserWarning, match="take plain gradient steps, .*: 2.weight, 2.bias") as caught:
         opt = KLDWRM(model, lr=0.1, variant=variant, kl_clip=1e-4, factor_every=1, inverse_every=1)
     assert caught[0].filename == __file__
     assert opt.unsupported == ["2.weight", "2.bias"]

@@ -77,7 +77,7 @@ class Kronecker:
         config = self.config(config)
         return f"{'ekfac, ' if config.ekfac else ''}{config.method}"
 
-    def kept_rows(self, config):
+    def wants_rows(self, config):
         """Return how inputs and derivatives are wanted one by one, and whether factors are; None for factors alone."""
         return ("flat", self._correction is not None) if self.config(config).method == "brand" else None
 

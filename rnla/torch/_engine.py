@@ -117,7 +117,7 @@ class Engine:
         self.collector.arm(
             self.steps,
             bases={name: basis for name, basis in bases.items() if basis is not None},
-            keep={name: kept for name, curvature in self.curvatures.items() if (kept := curvature.kept_rows(config))},
+            keep={name: kept for name, curvature in self.curvatures.items() if (kept := curvature.wants_rows(config))},
         )
 
     def updates(self, lr, *, grad_scale=None, decay=None, finite=None):

@@ -35,7 +35,7 @@ class Unit:
         """Return the method of the inverses."""
         return "blocks"
 
-    def kept_rows(self, config):
+    def wants_rows(self, config):
         """Return None: inputs and derivatives are not wanted one by one."""
 
     def basis(self, config):
@@ -93,7 +93,7 @@ class Sketched:
         """Return the method of the inverses."""
         return "seng"
 
-    def kept_rows(self, config):
+    def wants_rows(self, config):
         """Say that the gradients of the examples are wanted, and no factors."""
         return "gradients", False
 

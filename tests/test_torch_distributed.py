@@ -22,18 +22,22 @@ CASES = {
     "memory": {"grad_worker_fraction": 0.5},
     "memory-nystrom": {"method": "nystrom", "rank": 6, "grad_worker_fraction": 0.5, "damping_mode": "pi"},
     "reduce": {"weight_sharing": "reduce", "stagger": True},
+    "grouped": {"grad_worker_fraction": 0.5, "damping_mode": "joint"},
 }
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, name=None):
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.norm, self.fc = nn.Conv1d(3, 6, 3), nn.LayerNorm(24), nn.Linear(24, 30)
+        self.wide = nn.Sequential(nn.Conv1d(6, 12, 1), nn.Conv1d(12, 6, 1)) if name == "grouped" else nn.Identity()
+        if name == "grouped":
+            self.wide.insert(1, nn.Conv1d(12, 12, 3, padding=1, groups=12))
         self.head = nn.Linear(30, 4)
 
     def forward(self, x):
-        x = self.fc(self.norm(self.conv(x).relu().flatten(1))).relu()
+        x = self.fc(self.norm(self.wide(self.conv(x)).relu().flatten(1))).relu()
         return self.head(x)
 
 
@@ -64,7 +68,7 @@ def work(rank, folder):
     x, y = (X[32 * rank : 32 * rank + 32] for X in data())
     results = {}
     for name, options in CASES.items():
-        model = Net()
+        model = Net(name)
         train(model, optimizer(model, sync_grads=True, **options), x, y)
         results[name] = weights(model)
     model = Net()
@@ -120,7 +124,7 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("name", [*CASES, "wrapped"])
 def test_two_processes_are_one(results, name):
     options = {key: v for key, v in CASES.get(name, CASES["exact"]).items() if key != "grad_worker_fraction"}
-    model = Net()
+    model = Net(name)
     train(model, optimizer(model, **options), *data())
     # Both hold the same weights to the last bit; the sums over 64 examples are rounded in another order.
     assert torch.equal(results[0][name], results[1][name])

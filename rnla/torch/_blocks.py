@@ -11,10 +11,11 @@ class Statistics(NamedTuple):
 
     Attributes
     ----------
-    A : Tensor, shape (p, p) or (p,), or None
-        Input factor, or its diagonal; None for normalisation layers, and where factors are not wanted.
-    G : Tensor, shape (q, q), (q,) or (q, k, k), or None
-        Output factor, its diagonal, or the blocks of a normalisation layer.
+    A : Tensor, shape (p, p), (p,) or (m, p, p), or None
+        Input factor, its diagonal, or those of m groups; None for normalisation layers, and where factors are not
+        wanted.
+    G : Tensor, shape (q, q), (q,), (m, q, q) or (q, k, k), or None
+        Output factor, its diagonal, those of m groups, or the blocks of a normalisation layer.
     count : int
         Number of inputs over which `A` averages.
     scale : Tensor, shape (q, p), or None
@@ -41,19 +42,24 @@ class Statistics(NamedTuple):
 class Block:
     """Weights that share a Kronecker factored block: those of a layer, or of one group of a convolution.
 
+    Where a convolution has many groups, one block has the factors of all of them as stacks.
+
     Attributes
     ----------
     name : str
         Name of the module, with ``[group]`` where a convolution has several.
     kind : {"linear", "conv", "embedding", "norm"}
         Kind of the module.
+    groups : int
+        Number of factors in a stack, 1 for a block that is none.
     q, p : int
         Shape of the weights as a matrix, the bias as last column. An embedding has its vectors as columns; a
         normalisation layer one row, (scale, shift), for each channel.
     """
 
-    def __init__(self, name, kind, weight, bias, rows=None):
+    def __init__(self, name, kind, weight, bias, rows=None, groups=1):
         self.name, self.kind, self.weight_parameter, self.bias_parameter, self._rows = name, kind, weight, bias, rows
+        self.groups = groups
         shape = weight.shape if rows is None else (rows.stop - rows.start, *weight.shape[1:])
         if kind == "norm":
             self.q, width = weight.numel(), 1

@@ -40,6 +40,8 @@ class Collector:
         Larger factors are diagonal.
     batch_dim : int
         Dimension of the inputs of linear layers that counts the examples.
+    stacks : bool
+        Whether convolutions with many groups have one block, which is a stack.
     grad_scaler : torch.amp.GradScaler, optional
         Its scale at the time of the backward pass is taken out.
     seed : int
@@ -66,7 +68,7 @@ class Collector:
     def __init__(
         self, model, *, params=None, skip=(), norm_layers="unit", fisher="empirical", loss_average="batch",
         weight_sharing="expand", max_positions=None, patch_bytes=None, max_factor_dim=8192, batch_dim=0,
-        grad_scaler=None, seed=0, caller="rnla.torch.Collector",
+        stacks=False, grad_scaler=None, seed=0, caller="rnla.torch.Collector",
     ):  # fmt: skip
         check_choice(fisher, "fisher", FISHERS, caller)
         check_choice(norm_layers, "norm_layers", ("unit", "skip"), caller)
@@ -80,7 +82,7 @@ class Collector:
         self.grad_scaler, self.seed = grad_scaler, seed
         self.sharing = Sharing(weight_sharing, max_positions, patch_bytes or PATCH_BYTES, max_factor_dim, batch_dim)
         self.layers, self.unsupported = find_layers(
-            model, params=params, skip=skip, norm_layers=norm_layers, caller=caller
+            model, params=params, skip=skip, norm_layers=norm_layers, stacks=stacks, caller=caller
         )
         self.blocks = {block.name: block for layer in self.layers for block in layer.blocks}
         self._switch = [False]  # shared with the hooks

@@ -16,6 +16,7 @@ from rnla.optim import (
     precondition,
 )
 from rnla.optim._layers import SIDES, damp_layers, job, represent_factors
+from rnla.torch._grouped_curvature import Grouped
 from rnla.torch._single_curvature import Sketched, Unit
 
 CORRECTIONS = (None, "refresh", "partial")
@@ -227,6 +228,8 @@ def curvature_of(block, options):
     """Return what keeps the curvature of a block."""
     if block.kind == "norm":
         return Unit(block, options)
+    if block.groups > 1:
+        return Grouped(block, options)
     if options["method"] == "seng" and block.kind != "embedding":
         return Sketched(block, options)
     return Kronecker(block, options)

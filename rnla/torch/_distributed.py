@@ -70,7 +70,7 @@ class Sharer:
         costs = {
             name: {side: float(getattr(c.block, "p" if side == "A" else "q")) ** 3 for side in SIDES}
             for name, c in curvatures.items()
-            if c.block.kind != "norm"
+            if c.block.kind != "norm" and c.block.groups == 1  # others are small: every worker computes them
         }
         groups = longest_first(
             {name: sum(parts.values()) for name, parts in costs.items()}, self._world // self._workers
@@ -220,6 +220,8 @@ class Sharer:
         dtype = torch.float32 if like.dtype.itemsize < 4 else like.dtype
         if block.kind == "norm":
             return None, torch.zeros((block.q, block.p, block.p), dtype=dtype, device=like.device)
+        if block.groups > 1:
+            return curvature.zeros(dtype, like.device)
         large = [block.kind == "embedding" or block.p > curvature.max_dim, block.q > curvature.max_dim]
         shapes = [(d,) if diagonal else (d, d) for d, diagonal in zip((block.p, block.q), large, strict=True)]
         return tuple(torch.zeros(shape, dtype=dtype, device=like.device) for shape in shapes)

@@ -85,7 +85,7 @@ class Engine:
             self.collector.remove_hooks()
         self._selected = params
         self.collector = Collector(
-            self.model, params=None if params is None else {id(p) for p in params}, caller=self._caller,
+            self.model, params=None if params is None else {id(p) for p in params}, stacks=True, caller=self._caller,
             **{name: self.options[name] for name in COLLECTED},
         )  # fmt: skip
         self.regroup(groups)

@@ -3,15 +3,16 @@
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from rnla.torch._layers import ConvLayer, EmbeddingLayer, Layer, NormLayer
+from rnla.torch._layers import ConvLayer, EmbeddingLayer, GroupedLayer, Layer, NormLayer
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 KINDS = ((nn.Linear, Layer), ((nn.Conv1d, nn.Conv2d), ConvLayer), (nn.Embedding, EmbeddingLayer), (NORMS, NormLayer))
 METHODS = ("forward", "_conv_forward")  # of convolutions and normalisation layers
-MAX_GROUPS = 64  # a block for each group: beyond, their number costs more than their curvature gains
+STACK_GROUPS = 8  # a block for each group: beyond, the calls for them take longer than the work, and a stack is faster
+MAX_GROUPS = 64  # where there are no stacks
 
 
-def find_layers(model, *, params=None, skip=(), norm_layers="unit", caller="rnla.torch.Collector"):
+def find_layers(model, *, params=None, skip=(), norm_layers="unit", stacks=False, caller="rnla.torch.Collector"):
     """Return the layers of a model, and the names of trainable parameters that belong to none.
 
     Parameters
@@ -24,6 +25,9 @@ def find_layers(model, *, params=None, skip=(), norm_layers="unit", caller="rnla
         Names of modules, which stand for all that they contain, or types of modules to leave out.
     norm_layers : {"unit", "skip"}
         Whether normalisation layers have blocks.
+    stacks : bool
+        Whether convolutions with more than 8 groups have one block, which is a stack; else there is one for each
+        group, and none for more than 64.
     caller : str
         Named in errors.
 
@@ -52,7 +56,7 @@ def find_layers(model, *, params=None, skip=(), norm_layers="unit", caller="rnla
         if _skipped(name, module, skip) or (norm_layers == "skip" and isinstance(module, NORMS)):
             left_out.update(map(id, own))
             continue
-        layer = None if id(module) in excluded else _layer(name, module, own, params)
+        layer = None if id(module) in excluded else _layer(name, module, own, params, stacks)
         if layer is None:
             continue
         key = id(layer.weight)
@@ -79,20 +83,22 @@ def unwrapped(model):
             return model
 
 
-def _layer(name, module, own, params):
+def _layer(name, module, own, params, stacks=False):
     """Return the layer that a module is, or None."""
     make = next((make for kind, make in KINDS if isinstance(module, kind)), None)
     weight, bias = (module._parameters.get(key) for key in ("weight", "bias"))  # not what a parametrization computes
     if make is None or weight is None or not weight.requires_grad or not weight.is_floating_point():
         return None
-    if getattr(module, "groups", 1) > MAX_GROUPS:
+    if make is ConvLayer and stacks and module.groups > STACK_GROUPS:
+        make = GroupedLayer
+    if make is ConvLayer and module.groups > MAX_GROUPS:
         return None
     if params is not None and any(id(p) not in params for p in own):
         return None
     if len(own) > 1 + (bias is not None):  # parameters that a subclass has added have a meaning of their own
         return None
     # What a subclass pads, rescales or appends in a forward of its own, the hooks do not see.
-    if make in (ConvLayer, NormLayer) and not all(_of_torch(type(module), method) for method in METHODS):
+    if make not in (Layer, EmbeddingLayer) and not all(_of_torch(type(module), method) for method in METHODS):
         return None
     return make(name, module, weight, bias if bias is not None and bias.requires_grad else None)
 

@@ -20,8 +20,8 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
     Parameters
     ----------
     model : torch.nn.Module
-        The network. Linear layers, convolutions of signals and images in up to 64 groups, embeddings and normalisation
-        layers are preconditioned; other parameters take plain gradient steps, see `unsupported`. So do convolutions and
+        The network. Linear layers, convolutions of signals and images, embeddings and normalisation layers are
+        preconditioned; other parameters take plain gradient steps, see `unsupported`. So do convolutions and
         normalisation layers of subclasses with a ``forward`` of their own.
     params : iterable of Tensor or dict, optional
         Parameters or parameter groups; all of the model by default. Groups may set ``lr``, ``momentum``, ``nesterov``,
@@ -56,6 +56,10 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
     Notes
     -----
     All numbers may be functions of the step or tables ``{first step: value}``; the schedulers of PyTorch work as well.
+    A convolution with more than 8 groups, such as a depthwise one, is clipped as one layer. The factors of its groups
+    are small: they are inverted exactly, whatever `method` says, and without EKFAC; ``damping_mode="relative"`` is
+    relative to the largest eigenvalue of all groups. With fewer groups each one is a layer of its own.
+
     In every step the gradient of a layer is multiplied by two inverses: ``2 q p (q + p)`` flops for dense ones,
     ``4 q p (r_A + r_G)`` for low rank.
 

@@ -56,13 +56,13 @@ class Sharing(NamedTuple):
 class Layer:
     """A module, or several that share their weights, as one linear layer; `blocks` are its parts."""
 
-    kind = "linear"
+    kind, grouped = "linear", False
 
     def __init__(self, name, module, weight, bias):
         self.name, self.modules, self.weight, self.bias = name, [module], weight, bias
         self.groups = getattr(module, "groups", 1) if self.kind == "conv" else 1
-        if self.groups == 1:
-            self.blocks = [Block(name, self.kind, weight, bias)]
+        if self.groups == 1 or self.grouped:
+            self.blocks = [Block(name, self.kind, weight, bias, groups=self.groups)]
         else:
             size = weight.shape[0] // self.groups
             rows = [slice(i * size, (i + 1) * size) for i in range(self.groups)]
@@ -118,7 +118,7 @@ class Layer:
                 [(_repeated(a, h).reshape(-1, 1, a.shape[2]), h.reshape(-1, 1, h.shape[2])) for a, h in parts],
             )
         a, h = (X[0] if len(X) == 1 else torch.cat(X, dim=dim) for X in zip(*parts, strict=True))
-        return [self._block(i, a, h, sharing, terms, bases[i], rng) for i in range(self.groups)]
+        return [self._block(i, a, h, sharing, terms, bases[i], rng) for i in range(len(self.blocks))]
 
     def _block(self, i, a, h, sharing, terms, basis, rng):
         """Return the statistics of one group from rows."""
@@ -230,6 +230,32 @@ class ConvLayer(Layer):
         return [pooled(parts) for parts in found]
 
 
+class GroupedLayer(ConvLayer):
+    """A convolution with many groups, the small factors of which are stacks."""
+
+    grouped = True
+
+    def statistics(self, calls, sharing, terms, bases, rng):
+        """Return the statistics of the block, patches of a few images at a time; see `Layer.statistics`."""
+        if len(calls) > 1:
+            return Layer.statistics(self, calls, sharing, terms, bases, rng)
+        module, x, h = calls[0]
+        return self._chunks(module, x, h, sharing, terms, bases, rng)
+
+    def _block(self, i, a, h, sharing, terms, basis, rng):
+        """Return the statistics of all groups from rows."""
+        count = a.shape[0] * (a.shape[1] if sharing.approx == "expand" else 1)
+        if sharing.approx == "expand" and _too_many(a, sharing):
+            a, h, terms = _subset(a, h, terms, sharing.max_positions, rng)
+        a, h = (X.unflatten(2, (self.groups, -1)) for X in (a, h))
+        a = self.with_one(a)
+        if sharing.approx == "expand":
+            a, h = a.flatten(0, 1), h.flatten(0, 1)
+        else:
+            a, h = a.mean(dim=1), h.sum(dim=1)
+        return Statistics(_stack(a, 1 / a.shape[0], sharing), _stack(h, terms, sharing), count)
+
+
 class EmbeddingLayer(Layer):
     """An embedding: its inputs are unit vectors, and the input factor is the diagonal of the frequencies."""
 
@@ -327,6 +353,13 @@ def _kept(a, h, sharing):
     if sharing.keep == "flat" and sharing.approx == "reduce":
         return a.mean(dim=1, keepdim=True), h.sum(dim=1, keepdim=True)
     return (a.reshape(-1, 1, a.shape[2]), h.reshape(-1, 1, h.shape[2])) if sharing.keep == "flat" else (a, h)
+
+
+def _stack(rows, weight, sharing):
+    """Return `weight` times the sum of outer products of rows (n, groups, d), or all diagonals in one vector."""
+    if rows.shape[2] > sharing.max_dim:
+        return (rows * rows).sum(dim=0).reshape(-1) * weight
+    return rows.permute(1, 2, 0) @ rows.transpose(0, 1) * weight
 
 
 def _flat(X):

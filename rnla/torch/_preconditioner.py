@@ -18,9 +18,9 @@ class KFACPreconditioner(EngineMethods):
     Parameters
     ----------
     model : torch.nn.Module
-        The network. Linear layers, convolutions of signals and images in up to 64 groups, embeddings and normalisation
-        layers are preconditioned, other parameters keep their gradients; see `unsupported`. So do convolutions and
-        normalisation layers of subclasses with a ``forward`` of their own.
+        The network. Linear layers, convolutions of signals and images, embeddings and normalisation layers are
+        preconditioned, other parameters keep their gradients; see `unsupported`. So do convolutions and normalisation
+        layers of subclasses with a ``forward`` of their own. For convolutions with many groups see `KFAC`.
     params : iterable of Tensor, optional
         The parameters that are trained; all by default. A layer needs all its trainable parameters among them.
     damping : float

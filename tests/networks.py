@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rnla.torch._collect import Collector
+
 
 def network(dtype=torch.float32, sizes=(10, 20, 20, 4)):
     torch.manual_seed(1)
@@ -37,3 +39,12 @@ def weights(model):
 
 def states(opt):
     return {name: curvature.state for name, curvature in opt._engine.curvatures.items()}
+
+
+def statistics(model, x, loss, keep=True, **options):
+    """Statistics of all blocks after one pass."""
+    collector = Collector(model, **options)
+    collector.arm(keep=dict.fromkeys(collector.blocks, ("rows", True)) if keep else None)
+    model.zero_grad()
+    loss(model(x)).backward()
+    return collector, collector.take()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import states, train, weights
+from networks import states, statistics, train, weights
 from torch import nn
 
 import rnla.optim as optim
@@ -18,15 +18,6 @@ from rnla.torch._collect import Collector
 @pytest.fixture(autouse=True)
 def _one_seed():
     torch.manual_seed(0)
-
-
-def statistics(model, x, loss, keep=True, **options):
-    """Statistics of all blocks after one pass."""
-    collector = Collector(model, **options)
-    collector.arm(keep=dict.fromkeys(collector.blocks, ("rows", True)) if keep else None)
-    model.zero_grad()
-    loss(model(x)).backward()
-    return collector, collector.take()
 
 
 @st.composite
@@ -114,55 +105,6 @@ def test_factors_of_a_layer_at_many_positions(average, terms, sharing):
     )[1][""]  # fmt: skip
     assert torch.allclose(part.A, turned.A)
     assert torch.allclose(part.G, turned.G)
-
-
-def test_terms_of_the_loss_are_counted_at_the_outputs_of_a_convolution():
-    model = nn.Conv2d(2, 3, 3, stride=2, bias=False).double()
-    x, weight = torch.randn(4, 2, 9, 9).double(), torch.randn(4, 3, 4, 4).double()
-    part = statistics(model, x, lambda z: (z * weight).sum() / 64, loss_average="batch+sequence")[1][""]
-    rows = weight.movedim(1, -1).reshape(64, 3)
-    assert torch.allclose(part.G, rows.T @ rows / 64)
-
-
-class Flat(nn.Module):
-    """Tokens (N, T, d), seen one by one by the first layer."""
-
-    def __init__(self, flat):
-        super().__init__()
-        self.flat, self.first, self.last = flat, nn.Linear(4, 3).double(), nn.Linear(6 * 3, 2).double()
-
-    def forward(self, x):
-        z = self.first(x.reshape(-1, 4) if self.flat else x)
-        return self.last(z.reshape(x.shape[0], -1))
-
-
-def test_the_batch_is_that_of_the_model():
-    model, x = Flat(False), torch.randn(5, 6, 4).double()
-    flat = Flat(True)
-    flat.load_state_dict(model.state_dict())
-    found = [statistics(net, x, lambda z: z.square().mean(0).sum())[1] for net in (model, flat)]
-    for name in ("first", "last"):
-        assert torch.allclose(found[0][name].A, found[1][name].A)
-        assert torch.allclose(found[0][name].G, found[1][name].G)
-    # Without a call of the model, or where the examples come second, the inputs of the layer tell.
-    sizes = []
-
-    def loss_average(n):
-        sizes.append(n)
-        return n
-
-    collector = Collector(flat, loss_average=loss_average)
-    collector.arm()
-    flat.first(x.reshape(-1, 4)).sum().backward()
-    turned = Collector(model, loss_average=loss_average, batch_dim=1)
-    turned.arm()
-    model.first(x.transpose(0, 1)).sum().backward()
-    # An input without a batch is one example, whatever the first dimension of that of the model.
-    one = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(0), nn.Linear(3, 2))
-    collector = Collector(one, loss_average=loss_average)
-    collector.arm()
-    one(torch.randn(2, 2, 2)).sum().backward()
-    assert sizes == [30, 5, 1, 1]
 
 
 @pytest.mark.parametrize("options", [{}, {"weight_sharing": "reduce"}, {"ekfac": True}])
@@ -328,34 +270,6 @@ def test_sampling_leaves_gradients_alone_and_is_asked_for(fisher):
     assert all(int(state.A.count) == 1 for state in states(opt).values())
 
 
-def test_sampling_sees_all_calls_of_the_model_that_led_to_the_outputs():
-    model = nn.Sequential(nn.Linear(4, 3)).double()
-    x, others = torch.randn(8, 4).double(), torch.randn(6, 4).double()
-    collector = Collector(model, fisher="type2")
-    collector.arm()
-
-    def found(z):
-        collector.sample_fisher(z, "squared")
-        return collector.take()["0"]
-
-    one = found(model(x))
-    assert torch.allclose(one.G, torch.eye(3).double())
-    twice = found(model(x) + model(x[:, :4]))
-    assert twice.count == 16
-    assert torch.allclose(twice.G, 2 * one.G)
-    z = model(x)
-    with torch.no_grad():
-        model(others)
-    assert torch.allclose(found(z).G, one.G)
-    # Outputs of two passes, each with its own number of terms, whatever their order.
-    z, other = model(x), model(others)
-    collector.sample_fisher(z, "squared")
-    both = found(other)
-    assert both.count == 14
-    assert torch.allclose(both.G, 2 * one.G)
-    assert not collector._edges
-
-
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()
@@ -441,23 +355,3 @@ def test_layers_that_compute_something_of_their_own_have_no_block():
     assert set(opt._engine.curvatures) == {"3"}
     model(torch.randn(4, 2, 2, 2)).square().mean().backward()
     opt.step()
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x):
-        x = x.clone()
-        x += self.layer(x)
-        return x
-
-
-def test_inputs_overwritten_under_autocast_are_those_of_the_call():
-    x = torch.randn(16, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = statistics(Residual(), x, lambda z: z.float().square().mean(), keep=False)[1]
-    exact = optim.input_factor(x, bias=True)
-    # Both factors of the product are rounded to 8 bits.
-    assert (found["layer"].A - exact).norm() <= 2 * 2.0**-8 * exact.norm()

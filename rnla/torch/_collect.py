@@ -1,6 +1,7 @@
 """Hooks that take the inputs of layers and the derivatives at their outputs, and a buffer in which they wait."""
 
 import time
+import warnings
 import weakref
 from typing import Any, NamedTuple
 
@@ -90,6 +91,7 @@ class Collector:
         self.seconds, self.rank, self.removed = 0.0, 0, False
         self._found, self._open, self._edges, self._samples, self._last = {}, {}, [], 0, 1
         self._batch = None  # of the call of the model that is running
+        self._warned = False
         self._handles = [
             module.register_forward_hook(Hook(self, i), with_kwargs=True)
             for i, layer in enumerate(self.layers)
@@ -217,6 +219,9 @@ class Collector:
             return
         if not isinstance(output, torch.Tensor) or not output.requires_grad or _transformed():
             return
+        if x.layout != torch.strided or x.is_nested:
+            self._leave_out(index)
+            return
         if not output.numel() or not x.numel():  # an expert without tokens: it was not used
             return
         if index in self._open:  # of a pass that has ended
@@ -243,6 +248,14 @@ class Collector:
                 collector._add(index, module, x, h.detach(), collector._terms(size), collector._loss_scale())
 
         output.register_hook(arrived)
+
+    def _leave_out(self, index):
+        """Warn of calls that give no statistics, once for all layers."""
+        if not self._warned:
+            self._warned = True
+            name = self.layers[index].name or "(model)"
+            text = f"{self._caller}: the inputs of layer {name} are sparse or nested; statistics leave such calls out."
+            warnings.warn(text, UserWarning, stacklevel=2)
 
     def _add(self, index, module, x, h, terms, scale):
         """Take what arrived for a call; where calls belong together, it waits for the others."""

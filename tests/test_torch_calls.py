@@ -123,3 +123,35 @@ def test_calls_with_sparse_or_nested_inputs_are_left_out_with_one_warning():
     opt.step()
     A = opt._engine.curvatures[""].state.A.matrix
     assert torch.allclose(A, optim.input_factor(x, bias=True))
+
+
+class Chain(nn.Module):
+    """A normalisation layer that is called twice."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(self.norm(x).sin())
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize(
+    ("make", "shape"), [(lambda: nn.LayerNorm(4), (6, 4)), (lambda: nn.GroupNorm(2, 4), (6, 4, 3, 5))]
+)
+def test_calls_of_a_normalisation_layer_add_up_in_every_example(make, shape, sharing):
+    model, x, weight = Chain(make()).double(), torch.randn(*shape).double(), torch.randn(*shape).double()
+    collector = Collector(model, weight_sharing=sharing)
+    collector.arm()
+    for half in range(2):  # each with a pass of its own
+        rows = slice(3 * half, 3 * half + 3)
+        ((model(x[rows]) * weight[rows]).sum() / 3).backward()
+        assert not collector._open
+    found = collector.take()["norm"]
+    g = []
+    for i in range(6):
+        grads = torch.autograd.grad((model(x[i : i + 1]) * weight[i : i + 1]).sum(), list(model.parameters()))
+        g.append(torch.stack(grads, dim=1))
+    exact = sum(each[:, :, None] * each[:, None, :] for each in g) / 3
+    assert torch.allclose(found.G, exact, atol=1e-10)

@@ -90,7 +90,7 @@ class Collector:
         self._step, self._bases, self._keep = 0, {}, {}
         self.seconds, self.rank, self.removed = 0.0, 0, False
         self._found, self._open, self._edges, self._samples, self._last = {}, {}, [], 0, 1
-        self._batch = None  # of the call of the model that is running
+        self._batch, self._calls = None, {}  # of the call of the model that is running; of layers, not yet complete
         self._warned = False
         self._handles = [
             module.register_forward_hook(Hook(self, i), with_kwargs=True)
@@ -147,7 +147,8 @@ class Collector:
 
     def discard(self):
         """Forget what was collected."""
-        self._found, self._open, self._edges, self._samples, self._batch = {}, {}, [], 0, None
+        self._found, self._open, self._edges, self._samples = {}, {}, [], 0
+        self._batch, self._calls = None, {}
 
     def remove_hooks(self):
         """Take the hooks off the model; nothing is collected any more."""
@@ -203,6 +204,8 @@ class Collector:
         for edge, hs in reached:
             h = self.layers[edge.index].stacked(hs, self.sharing)
             self._add(edge.index, edge.module, edge.x, h, terms, scale)
+        for index in list(self._open):  # no further calls led to these outputs
+            self._close(index)
 
     def enter(self, values):
         """Note the batch of a call of the model: dimension 0 of its first tensor."""
@@ -226,6 +229,7 @@ class Collector:
             return
         if index in self._open:  # of a pass that has ended
             self._close(index)
+        self._calls[index] = self._calls.get(index, 0) + 1
         layer, x = self.layers[index], x.detach()
         if x.is_floating_point() and x.dtype != output.dtype:
             # Under autocast the graph has a copy, and x itself may be overwritten after the call.
@@ -264,17 +268,21 @@ class Collector:
         x = x.to(h.dtype) if x.is_floating_point() else x
         with torch.no_grad():
             self._open.setdefault(index, []).append((module, x, h, terms))
-            if not self._together(self.layers[index]):
+            if not self._incomplete(index):
                 self._close(index)
 
-    def _together(self, layer):
-        """Say whether the calls of one pass must be seen together: what is not a sum over positions needs them."""
+    def _incomplete(self, index):
+        """Say whether further calls of one pass must be awaited: what is not a sum over positions needs all of them."""
+        layer = self.layers[index]
+        if layer.kind == "norm":
+            return len(self._open[index]) < self._calls.get(index, 0)
         names = {block.name for block in layer.blocks}
         return self.sharing.approx == "reduce" or not names.isdisjoint(self._keep) or not names.isdisjoint(self._bases)
 
     def _close(self, index):
         """Turn the calls of a pass into statistics."""
         layer, calls = self.layers[index], self._open.pop(index)
+        self._calls.pop(index, None)
         keep, factors = self._keep.get(layer.blocks[0].name, (None, True))
         sharing = self.sharing._replace(keep=keep, factors=factors)
         bases = [self._bases.get(block.name) for block in layer.blocks]

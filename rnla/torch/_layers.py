@@ -307,12 +307,15 @@ class NormLayer(Layer):
 
     def statistics(self, calls, sharing, terms, bases, rng):
         """Return the statistics of the block; see `Layer.statistics`."""
-        G = 0.0
+        parts = []
         for module, x, h in calls:
             dim = self._batch_dim(h, sharing)
             x, h = self._rows(module, x.to(h.dtype).movedim(dim, 0), h.movedim(dim, 0))
-            x = _repeated(x, h)
-            G = G + norm_factor(x, h, terms=terms, shift=self.bias is not None)
+            parts.append((_repeated(x, h), h))
+        if len(parts) > 1 and len({h.shape[0] for _, h in parts}) == 1:  # calls are positions of the same examples
+            sides = zip(*parts, strict=True)
+            parts = [[torch.cat([X.reshape(X.shape[0], -1, X.shape[-1]) for X in side], dim=1) for side in sides]]
+        G = sum(norm_factor(x, h, terms=terms, shift=self.bias is not None) for x, h in parts)
         return [Statistics(None, G, 1)]
 
     def _rows(self, module, x, h):

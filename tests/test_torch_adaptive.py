@@ -243,10 +243,17 @@ class Branches(torch.nn.Module):
         (lambda: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)), {}, r"got 1\.weight, 1\.bias\."),
         (lambda: torch.nn.Embedding(3, 2), {}, "linear layers and convolutions only"),
         (torch.nn.Tanh, {}, "got none"),
+        (chain, {"rank": 0}, "rank must be at least 1"),
+        (chain, {"products": 0}, "products must be at least 1"),
+        (chain, {"oversampling": -2}, "oversampling must be at least 0"),
+        (chain, {"eta": float("inf")}, "eta must be finite"),
+        (chain, {"method": "brand"}, "method must be one of"),
+        (chain, {"lam0": "a"}, "lam0 must be a number"),
+        (chain, {"momentum": 0.9}, "momentum must be True or False"),
     ],
 )
 def test_bad_arguments_are_named(model, options, text):
-    with pytest.raises(ValueError, match=r"^rnla\.torch\.AdaptiveKFAC: .*" + text):
+    with pytest.raises((ValueError, TypeError), match=r"^rnla\.torch\.AdaptiveKFAC: .*" + text):
         AdaptiveKFAC(model(), **options)
 
 

@@ -3,6 +3,7 @@
 import pickle
 
 import array_api_compat.torch as xp
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -235,6 +236,24 @@ def test_every_preset_takes_every_kind_of_layer(make):
         ({"process_group": 1}, ValueError, "process_group needs"),
         ({"patch_bytes": 0}, ValueError, "patch_bytes must be"),
         ({"max_factor_dim": 0}, ValueError, "max_factor_dim must be"),
+        ({"batch_dim": 1.5}, TypeError, "batch_dim must be an integer"),
+        ({"factor_dtype": torch.float16}, ValueError, r"factor_dtype must be one of None, torch\.float32"),
+        ({"inverse_dtype": torch.bfloat16}, ValueError, "inverse_dtype must be one of"),
+        ({"callback": 3}, TypeError, r"callback must be None or callable; got 3\."),
+        ({"grad_scaler": 3}, TypeError, r"grad_scaler must be None or a torch\.amp\.GradScaler; got int"),
+        ({"method": "seng", "sample": -1}, ValueError, "sample must be at least 1"),
+        ({"sample": 1.5}, TypeError, "sample must be an integer"),
+        ({"method": "seng", "tail": "none"}, ValueError, "tail must be one of"),
+        ({"method": "seng", "damping_mode": "none"}, ValueError, "damping_mode must be one of"),
+        ({"grad_worker_fraction": -2}, ValueError, r"grad_worker_fraction must be in \(0, 1\]; got -2\."),
+        ({"grad_worker_fraction": "a"}, TypeError, "grad_worker_fraction must be a number"),
+        ({"stagger": "yes"}, TypeError, "stagger must be True or False; got 'yes'"),
+        ({"nesterov": 1}, TypeError, "nesterov must be True or False"),
+        ({"skip": 3}, TypeError, "skip must be a list or tuple of names or types of modules; got 3"),
+        ({"skip": (3,)}, TypeError, "skip must be"),
+        ({"skip": "0"}, TypeError, "skip must be .*; got '0'"),
+        ({"params": 0.1}, TypeError, r"params must be a list of parameters or groups; got 0\.1"),
+        ({"loss_average": np.int64(0)}, ValueError, "loss_average must be"),
     ],
 )
 def test_bad_arguments_are_named(options, error, text):
@@ -242,7 +261,39 @@ def test_bad_arguments_are_named(options, error, text):
         rt.KFAC(network(), **options)
 
 
+SCHEDULED = ("factor_every", "inverse_every", "rank", "rho", "damping", "rms_clip", "lr", "momentum")
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_later_values_of_functions_are_checked(name):
+    good = 1 if name in ("factor_every", "inverse_every", "rank") else 0.5
+    for make in (rt.KFAC, rt.KLDWRM):
+        model = network()
+        opt = make(model, **{name: lambda step: good if step < 2 else -1})
+        train(model, opt, 1)
+        with pytest.raises(ValueError, match=rf"^rnla\.torch\.{make.__name__}: {name} must be"):
+            train(model, opt, 2)
+        assert torch.isfinite(weights(model)).all()
+
+
+def test_settings_of_groups_are_checked():
+    parameters = list(network().parameters())
+    for group, error, text in (
+        ({"rank": 5}, ValueError, "groups may set lr, momentum, .*; got rank, which holds for all parameters"),
+        ({"precondition": 1}, TypeError, "precondition must be True or False"),
+        ({"damping": -1}, ValueError, "damping must be"),
+    ):
+        with pytest.raises(error, match=rf"^rnla\.torch\.KFAC: {text}"):
+            rt.KFAC(network(), [{"params": parameters, **group}])
+    model = network()
+    opt = rt.KFAC(model, [{"params": model.parameters(), "name": "of the caller"}], loss_average=np.int64(64))
+    train(model, opt, 1)
+
+
 def test_other_bad_arguments_are_named():
+    for make in (rt.KFACPreconditioner, rt.KLDWRM, rt.AdaptiveKFAC):
+        with pytest.raises(TypeError, match=rf"{make.__name__}: model must be a torch\.nn\.Module; got int"):
+            make(3)
     with pytest.raises(TypeError, match="model must be"):
         rt.KFAC([torch.zeros(2, requires_grad=True)])
     with pytest.raises(ValueError, match="lr must be given for kl_clip"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import warnings
 
 import torch
@@ -19,11 +20,13 @@ from rnla.optim._adaptive_step import (
     neighbour_factors,
     part_of_batch,
 )
+from rnla.optim._inverse import METHODS
 from rnla.torch._checkpoint import check_keys, decoded, encoded, size_of
 from rnla.torch._collect import LIKELIHOODS, Collector
 from rnla.torch._copies import NO_ARGUMENTS, Rebuilt
 from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process
+from rnla.torch._settings import check_flag, check_number
 
 
 class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
@@ -120,7 +123,15 @@ class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
         check_choice(likelihood, "likelihood", tuple(LIKELIHOODS), caller)
         for name, value in (("lam_every", lam_every), ("gamma_every", gamma_every), ("inverse_every", inverse_every)):
             check_count(value, name, caller)
+        bare = unwrapped(model, caller)
         _check_ranges(caller, lam0, eta, averaging, rho, statistics_share, model_share)
+        check_count(rank, "rank", caller)
+        check_count(oversampling, "oversampling", caller, least=0)
+        if products is not None:
+            check_count(products, "products", caller)
+        for name, flag in (("momentum", momentum), ("tridiagonal", tridiagonal), ("reject", reject)):
+            check_flag(name, flag, caller)
+        check_choice(method, "method", METHODS, caller)
         layer = LayerConfig(rho, "warmup", method, rank, oversampling, products, tail, damping_mode="pi")
         key = key_from_rng(rng, caller)
         seed = rng if isinstance(rng, int) else key
@@ -130,8 +141,7 @@ class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
         )  # fmt: skip
         check_one_process(caller)
         self._collector = Collector(
-            unwrapped(model), norm_layers="skip", fisher="mc", weight_sharing=weight_sharing,
-            max_factor_dim=max_factor_dim,
+            bare, norm_layers="skip", fisher="mc", weight_sharing=weight_sharing, max_factor_dim=max_factor_dim,
             seed=seed, caller=caller,
         )  # fmt: skip
         self._model, self._blocks = model, list(self._collector.blocks.values())
@@ -389,6 +399,11 @@ def _check_chain(blocks, layers, most, caller):
 
 
 def _check_ranges(caller, lam0, eta, averaging, rho, *shares):
+    values = (lam0, eta, averaging, rho, *shares)
+    for name, value in zip(("lam0", "eta", "averaging", "rho", "statistics_share", "model_share"), values, strict=True):
+        check_number(name, value, caller)
+        if not math.isfinite(value):
+            raise ValueError(f"{caller}: {name} must be finite; got {value}.")
     if not lam0 > 0:
         raise ValueError(f"{caller}: lam0 must be positive; got {lam0}.")
     if not eta >= 0:

@@ -1,5 +1,6 @@
 """Hooks that take the inputs of layers and the derivatives at their outputs, and a buffer in which they wait."""
 
+import numbers
 import time
 import warnings
 import weakref
@@ -13,6 +14,7 @@ from rnla.optim import likelihood as likelihood_of
 from rnla.torch._blocks import pooled
 from rnla.torch._find import find_layers
 from rnla.torch._layers import PATCH_BYTES, Sharing
+from rnla.torch._settings import check_skip
 
 FISHERS = ("empirical", "mc", "type2")
 LIKELIHOODS = {"softmax": "softmax", "logistic": "logistic", "squared": "squared", "gaussian": "squared"}
@@ -79,6 +81,7 @@ class Collector:
             if value is not None:
                 check_count(value, name, caller)
         _check_average(loss_average, caller)
+        check_skip(skip, caller)
         self.model, self.fisher, self.loss_average, self._caller = model, fisher, loss_average, caller
         self.grad_scaler, self.seed = grad_scaler, seed
         self.sharing = Sharing(weight_sharing, max_positions, patch_bytes or PATCH_BYTES, max_factor_dim, batch_dim)
@@ -369,9 +372,9 @@ def _remove(handles):
 
 
 def _check_average(value, caller):
-    if value is None or value in ("batch", "batch+sequence") or callable(value):
+    if value is None or callable(value) or (isinstance(value, str) and value in ("batch", "batch+sequence")):
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(
             f"{caller}: loss_average must be 'batch', 'batch+sequence', None, a positive int or callable; "
             f"got {value!r}."

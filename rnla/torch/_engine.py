@@ -18,7 +18,7 @@ from rnla.torch._distributed import Sharer
 from rnla.torch._find import unwrapped
 from rnla.torch._records import KFACRecord, KFACStats
 from rnla.torch._report import table
-from rnla.torch._settings import at, check_options, layer_config
+from rnla.torch._settings import check_options, current, layer_config
 
 DEFAULTS = {
     "damping": 0.1, "damping_mode": "relative", "rho": 0.95, "ema": "const", "init": None, "factor_every": 10,
@@ -43,9 +43,7 @@ class Engine:
         unknown = sorted(set(options) - set(DEFAULTS))
         if unknown:
             raise TypeError(f"{caller}: unknown argument {', '.join(unknown)}; allowed are {', '.join(DEFAULTS)}.")
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"{caller}: model must be a torch.nn.Module; got {type(model).__name__}.")
-        self.options, self._caller = DEFAULTS | options, caller
+        self.model, self.options, self._caller = unwrapped(model, caller), DEFAULTS | options, caller
         check_options(self.options, caller)
         check_choice(self.options["correction"], "correction", CORRECTIONS, caller)
         check_count(self.options["correction_every"], "correction_every", caller)
@@ -57,7 +55,6 @@ class Engine:
         self._selected, self._groups, self._warned, self._adam = None, {}, set(), {}
         self._config = layer_config(self.options, 0)
         self.sharer = Sharer.of(self.options, caller)
-        self.model = unwrapped(model)
 
     def __getstate__(self):
         if self.sharer is not None:
@@ -109,8 +106,8 @@ class Engine:
 
     def arm(self):
         """Prepare the hooks for the next step."""
-        config = layer_config(self.options, self.steps)
-        if self.steps % at(self.options["factor_every"], self.steps):
+        config = layer_config(self.options, self.steps, self._caller)
+        if self.steps % self.setting("factor_every"):
             self.collector.disarm()
             return
         bases = {name: curvature.basis(config) for name, curvature in self.curvatures.items()}
@@ -194,7 +191,7 @@ class Engine:
     def setting(self, name, block=None):
         """Return a setting at this step, that of the parameter group of a block if it has one."""
         group = {} if block is None else self._groups.get(id(block.weight_parameter), {})
-        return at(group[name] if name in group else self.options[name], self.steps)
+        return current(name, group[name] if name in group else self.options[name], self.steps, self._caller)
 
     def _take(self, grad_scale):
         """Fold what was collected into the averages."""

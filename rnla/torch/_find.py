@@ -72,8 +72,10 @@ def find_layers(model, *, params=None, skip=(), norm_layers="unit", stacks=False
     return layers, [name for name, p in wanted if id(p) not in covered | left_out]
 
 
-def unwrapped(model):
+def unwrapped(model, caller):
     """Return the model inside of wrappers, which would be part of the names: of several processes, of the compiler."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller}: model must be a torch.nn.Module; got {type(model).__name__}.")
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module

@@ -1,14 +1,16 @@
 """K-FAC as an optimizer of PyTorch."""
 
 import time
+from collections.abc import Iterable
 
 import torch
 
-from rnla.torch._engine import Engine
+from rnla.torch._engine import DEFAULTS, Engine
 from rnla.torch._engine_methods import EngineMethods
-from rnla.torch._settings import at, check_setting, varies
+from rnla.torch._settings import at, check_flag, check_setting, current, varies
 
 GROUP = ("lr", "momentum", "weight_decay", "damping", "rms_clip")  # settings that a group of parameters may have
+FLAGS = ("nesterov", "decoupled", "precondition")
 
 
 class KFAC(EngineMethods, torch.optim.Optimizer):
@@ -55,7 +57,8 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
 
     Notes
     -----
-    All numbers may be functions of the step or tables ``{first step: value}``; the schedulers of PyTorch work as well.
+    All numbers may be functions of the step or tables ``{first step: value}``, whose values are checked as they come;
+    the schedulers of PyTorch work as well.
     A convolution with more than 8 groups, such as a depthwise one, is clipped as one layer. The factors of its groups
     are small: they are inverted exactly, whatever `method` says, and without EKFAC; ``damping_mode="relative"`` is
     relative to the largest eigenvalue of all groups. With fewer groups each one is a layer of its own.
@@ -106,9 +109,13 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
         values = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         for name, value in values.items():
             check_setting(name, value, self._caller)
+        check_flag("nesterov", nesterov, self._caller)
+        check_flag("decoupled", decoupled, self._caller)
+        if isinstance(params, torch.Tensor) or not isinstance(params, Iterable | None):
+            raise TypeError(f"{self._caller}: params must be a list of parameters or groups; got {params!r}.")
         engine = Engine(model, options, self._caller)
         shared = {name: engine.options[name] for name in ("damping", "rms_clip")}
-        flags = {"nesterov": bool(nesterov), "decoupled": bool(decoupled), "precondition": True}
+        flags = {"nesterov": nesterov, "decoupled": decoupled, "precondition": True}
         params = list(model.parameters() if params is None else params)
         if not params:
             raise ValueError(f"{self._caller}: params must not be empty; got none.")
@@ -118,9 +125,17 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
 
     def add_param_group(self, param_group):
         """Add parameters to those that are trained; new layers are preconditioned from their next statistics on."""
-        for name in GROUP:
-            if name in param_group:
-                check_setting(name, param_group[name], self._caller)
+        given = set(param_group) if isinstance(param_group, dict) else set()
+        common = sorted(given & DEFAULTS.keys() - set(GROUP))
+        if common:
+            raise ValueError(
+                f"{self._caller}: groups may set {', '.join(GROUP + FLAGS)}; got {', '.join(common)}, which "
+                "holds for all parameters."
+            )
+        for name in given & set(GROUP):
+            check_setting(name, param_group[name], self._caller)
+        for name in given & set(FLAGS):
+            check_flag(name, param_group[name], self._caller)
         super().add_param_group(param_group)
         group, place = self.param_groups[-1], len(self.param_groups) - 1
         for name in GROUP:
@@ -171,7 +186,7 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
                 "the scale of the loss", UserWarning,
             )  # fmt: skip
         for (place, name), schedule in self._schedules.items():
-            self.param_groups[place][name] = at(schedule, engine.steps)
+            self.param_groups[place][name] = current(name, schedule, engine.steps, self._caller)
         with torch.no_grad():
             self._take_step(getattr(self, "grad_scale", None))
         engine.finish(start)

@@ -17,7 +17,7 @@ from rnla.torch._copies import NO_ARGUMENTS, Rebuilt
 from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process, large_modules
 from rnla.torch._outputs import Outputs
-from rnla.torch._settings import at, check_setting, varies
+from rnla.torch._settings import at, check_flag, check_setting, current, varies
 
 MEMORY = {"so": 0.33, "q": 0.5, "qe": 0.5}  # decay rates of the published runs
 
@@ -119,6 +119,8 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
     ):  # fmt: skip
         self._arguments = {name: value for name, value in locals().items() if name not in NO_ARGUMENTS}
         self._wrapped, caller = model, self._caller
+        model = unwrapped(model, caller)
+        check_flag("nesterov", nesterov, caller)
         check_choice(variant, "variant", VARIANTS[1:], caller)
         check_choice(residual, "residual", RESIDUALS, caller)
         check_choice(q_solver, "q_solver", ("kron_sum", "factor_sum"), caller)
@@ -142,7 +144,6 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
             seed=rng if isinstance(rng, int) else key,
         )  # fmt: skip
         check_one_process(caller)
-        model = unwrapped(model)
         large = large_modules(model, skip, max_factor_dim, caller) if variant != "so" else []
         self._collector = Collector(
             model, skip=[*skip, *large], norm_layers="skip", loss_average=loss_average, weight_sharing=weight_sharing,
@@ -314,7 +315,7 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
 
     def _at_step(self):
         """Return the configuration of the present step."""
-        values = {name: at(value, self._step) for name, value in self._settings.items()}
+        values = {name: current(name, value, self._step, "rnla.torch.KLDWRM") for name, value in self._settings.items()}
         if not varies(self._settings["lr"]):
             values["lr"] = self.param_groups[0]["lr"]
         inner = {name: values.pop(name) for name in ("rho", "rank", "oversampling", "products")}
@@ -322,7 +323,8 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
 
     def _arm(self):
         """Collect in the passes before the next step, if it needs that."""
-        if self._config.variant != "so" or self._step % at(self._settings["factor_every"], self._step) == 0:
+        every = current("factor_every", self._settings["factor_every"], self._step, "rnla.torch.KLDWRM")
+        if self._config.variant != "so" or self._step % every == 0:
             self._collector.arm(self._step)
         else:
             self._collector.disarm()

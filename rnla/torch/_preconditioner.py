@@ -6,7 +6,9 @@ import torch
 
 from rnla.torch._engine import Engine
 from rnla.torch._engine_methods import EngineMethods
-from rnla.torch._settings import at, check_setting
+from rnla.torch._settings import check_setting, current
+
+CALLER = "rnla.torch.KFACPreconditioner"
 
 
 class KFACPreconditioner(EngineMethods):
@@ -68,7 +70,7 @@ class KFACPreconditioner(EngineMethods):
         Bring the update of each layer to the length of the gradient, or of the step of Adam.
     norm_layers : {"unit", "skip"}
         Whether normalisation layers have blocks, of size 2 for each channel.
-    skip : sequence of str or type
+    skip : list or tuple of str or type
         Names, or types, of modules to leave alone.
     max_factor_dim : int
         Larger factors are diagonal.
@@ -125,7 +127,7 @@ class KFACPreconditioner(EngineMethods):
     """
 
     def __init__(self, model, params=None, *, lr=None, **options):
-        caller = "rnla.torch.KFACPreconditioner"
+        caller = CALLER
         self._engine, self._lr = Engine(model, options, caller), lr
         if lr is not None:
             check_setting("lr", lr, caller)
@@ -136,10 +138,11 @@ class KFACPreconditioner(EngineMethods):
     def step(self):
         """Replace the gradients by the preconditioned ones."""
         start, engine = time.perf_counter(), self._engine
+        lr = 1.0 if self._lr is None else current("lr", self._lr, engine.steps, CALLER)
         with torch.no_grad():
             if engine.sharer is not None and engine.options["sync_grads"]:
                 engine.sharer.average_gradients(engine.model.parameters())
-            for block, V in engine.updates(lambda block: 1.0 if self._lr is None else at(self._lr, engine.steps)):
+            for block, V in engine.updates(lambda block: lr):
                 block.write_gradient(V)
         engine.finish(start)
 

@@ -3,13 +3,18 @@
 import math
 import numbers
 
-from rnla._rangefinder import check_choice
+import numpy as np
+import torch
+
+from rnla._rangefinder import check_choice, check_count
 from rnla.optim import LayerConfig
 
 SHARES = ("rho", "momentum")  # in [0, 1)
 POSITIVE = ("lr", "rms_clip", "kl_clip")
 COUNTS = {"factor_every": 1, "inverse_every": 1, "rank": 1, "products": 1, "oversampling": 0}
 OPTIONAL = ("rms_clip", "kl_clip", "products")
+FLAGS = ("warm_start", "ekfac", "sync_grads", "stagger", "strict")
+DTYPES = (None, torch.float32, torch.float64)
 CONFIG = ("rho", "ema", "method", "rank", "oversampling", "products", "tail", "warm_start", "damping_mode", "ekfac")
 
 
@@ -21,6 +26,14 @@ def at(value, step):
         begun = [first for first in value if first <= step]
         return value[max(begun)]
     return value
+
+
+def current(name, value, step, caller):
+    """Return the value of a setting at a step; raise if a function gives one that is not allowed."""
+    found = at(value, step)
+    if callable(value):  # tables have been checked
+        check_setting(name, found, caller)
+    return found
 
 
 def varies(value):
@@ -46,8 +59,7 @@ def check_setting(name, value, caller):
         if value < least:
             raise ValueError(f"{caller}: {name} must be at least {least}; got {value}.")
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{caller}: {name} must be a number; got {type(value).__name__} {value!r}.")
+    check_number(name, value, caller)
     if name in SHARES:
         if not 0 <= value < 1:
             raise ValueError(f"{caller}: {name} must be in [0, 1); got {value}.")
@@ -59,6 +71,24 @@ def check_setting(name, value, caller):
         raise ValueError(f"{caller}: {name} must be finite and not negative; got {value}.")
 
 
+def check_number(name, value, caller):
+    """Raise unless a value is a real number."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{caller}: {name} must be a number; got {type(value).__name__} {value!r}.")
+
+
+def check_flag(name, value, caller):
+    """Raise unless a value is true or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{caller}: {name} must be True or False; got {value!r}.")
+
+
+def check_skip(skip, caller):
+    """Raise unless modules to skip are given as a list of names or types."""
+    if not isinstance(skip, (list, tuple, set, frozenset)) or not all(isinstance(s, (str, type)) for s in skip):
+        raise TypeError(f"{caller}: skip must be a list or tuple of names or types of modules; got {skip!r}.")
+
+
 def check_options(options, caller):
     """Raise unless the settings of a preconditioner are allowed."""
     for name in ("damping", "rho", "factor_every", "inverse_every", "rank", "oversampling", "products", "rms_clip",
@@ -67,16 +97,30 @@ def check_options(options, caller):
     check_choice(options["ema"], "ema", ("const", "warmup"), caller)
     check_choice(options["init"], "init", (None, "identity"), caller)
     check_choice(options["graft"], "graft", (None, "sgd", "adam"), caller)
-    method = options["method"]
-    if method != "seng":
-        LayerConfig(
-            method=method, tail=options["tail"], damping_mode=options["damping_mode"], ekfac=options["ekfac"]
-        ).checked(caller)
+    for name in FLAGS:
+        check_flag(name, options[name], caller)
+    for name in ("factor_dtype", "inverse_dtype"):
+        check_choice(options[name], name, DTYPES, caller)
+    check_count(options["batch_dim"], "batch_dim", caller, least=0)
+    if options["sample"] is not None:
+        check_count(options["sample"], "sample", caller)
+    check_number("grad_worker_fraction", options["grad_worker_fraction"], caller)
+    if not 0 < options["grad_worker_fraction"] <= 1:
+        raise ValueError(f"{caller}: grad_worker_fraction must be in (0, 1]; got {options['grad_worker_fraction']}.")
+    if options["callback"] is not None and not callable(options["callback"]):
+        raise TypeError(f"{caller}: callback must be None or callable; got {options['callback']!r}.")
+    if not isinstance(options["grad_scaler"], torch.amp.GradScaler | None):
+        kind = type(options["grad_scaler"]).__name__
+        raise TypeError(f"{caller}: grad_scaler must be None or a torch.amp.GradScaler; got {kind}.")
+    method = "exact" if options["method"] == "seng" else options["method"]
+    LayerConfig(
+        method=method, tail=options["tail"], damping_mode=options["damping_mode"], ekfac=options["ekfac"]
+    ).checked(caller)
 
 
-def layer_config(options, step):
+def layer_config(options, step, caller="rnla.torch"):
     """Return the configuration of the layers at a step."""
-    values = {name: at(options[name], step) for name in CONFIG}
+    values = {name: current(name, options[name], step, caller) for name in CONFIG}
     if values["rank"] == "adaptive":
         values["rank"] = LayerConfig().rank
     return LayerConfig(**values)

@@ -120,6 +120,34 @@ def test_without_preconditioning_it_is_gradient_descent(nesterov):
     assert torch.allclose(weights(one), weights(two), atol=1e-12)
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_every_parameter_has_the_weight_decay_of_its_group(decoupled):
+    one, two = network(torch.float64), network(torch.float64)
+    x, y = batch(dtype=torch.float64)
+
+    def groups(model, decay):
+        parameters = dict(model.named_parameters())
+        return [
+            {"params": [p for name, p in parameters.items() if "weight" in name], "weight_decay": decay},
+            {"params": [p for name, p in parameters.items() if "bias" in name], "weight_decay": 0.0, "lr": 0.05},
+        ]
+
+    options = {"lr": 0.1, "momentum": 0.5, "factor_every": 1, "inverse_every": 2, "decoupled": decoupled}
+    train(one, rt.KFAC(one, groups(one, 0.5), **options), 4)
+    opt = rt.KFAC(two, groups(two, 0.0), **options)
+    for _ in range(4):
+        opt.zero_grad()
+        F.cross_entropy(two(x), y).backward()
+        with torch.no_grad():
+            for p in opt.param_groups[0]["params"]:
+                if decoupled:
+                    p.mul_(1 - 0.1 * 0.5)
+                else:
+                    p.grad.add_(p, alpha=0.5)
+        opt.step()
+    assert torch.allclose(weights(one), weights(two), atol=1e-12)
+
+
 def test_parameter_groups_and_schedules():
     model = network(torch.float64)
     groups = [

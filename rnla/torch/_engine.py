@@ -127,7 +127,7 @@ class Engine:
         grad_scale : float or Tensor, optional
             Multiple of the loss whose gradients there are.
         decay : callable, optional
-            Coefficient of half the square of the weights in the loss, for a block.
+            Gradient of the weight decay in the loss, for a block and its padding; None where there is none.
         finite : Tensor, shape (), optional
             Where it is false, all gradients count as zero.
 
@@ -150,8 +150,8 @@ class Engine:
             g = g if grad_scale is None else g / grad_scale
             if finite is not None:
                 g = torch.where(finite, g, 0.0)
-            if decay is not None and decay(block):
-                g = g + decay(block) * block.weight(curvature.padding)
+            pull = None if decay is None else decay(block, curvature.padding)
+            g = g if pull is None else g + pull
             found.append((block, g, self._direction(name, curvature, g)))
         updates = [(block, V[:, : block.p]) for block, V in self._clipped(found, lr)]
         self.seconds["preconditioning"] += time.perf_counter() - start

@@ -28,7 +28,8 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
     params : iterable of Tensor or dict, optional
         Parameters or parameter groups; all of the model by default. Groups may set ``lr``, ``momentum``, ``nesterov``,
         ``weight_decay``, ``decoupled``, ``damping``, ``rms_clip`` and ``precondition``, which is False for plain steps.
-        A layer is preconditioned if all its trainable parameters are there; the group of its weight counts.
+        A layer is preconditioned if all its trainable parameters are there; for `damping` and `rms_clip` the group of
+        its weight counts.
     lr : float
         Learning rate.
     momentum : float
@@ -211,9 +212,13 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
             engine.sharer.average_gradients(self._all())
         of = {id(p): group for group in self.param_groups for p in group["params"]}
 
-        def decay(block):
-            group = of[id(block.weight_parameter)]
-            return 0.0 if group["decoupled"] else group["weight_decay"]
+        def decay(block, padding):
+            groups = [of[id(p)] for p in block.parameters()]
+            rates = [0.0 if group["decoupled"] else group["weight_decay"] for group in groups]
+            if not any(rates):
+                return None
+            pulls = [p.detach() * rate for p, rate in zip(block.parameters(), rates, strict=True)]
+            return block.matrix(pulls, padding)
 
         finite = engine.check_gradients(self._all())
         updates = engine.updates(

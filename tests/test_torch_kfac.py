@@ -196,6 +196,24 @@ def test_options_train(options):
         assert stats.ranks["0.0"] == (6, 6)
 
 
+@pytest.mark.parametrize("rates", [(0.1, 0.1), (0.1, 0.2)])
+def test_steps_that_could_not_be_clipped_are_counted(rates):
+    model = network()
+    groups = [{"params": layer.parameters(), "lr": lr} for layer, lr in zip(model[:2], rates, strict=True)]
+    opt = rt.KFAC(model[:2], groups, kl_clip=1e-3, loss_average=None)
+    train(model, opt, 2)
+    assert opt.stats.unclipped_steps == 0
+    for _ in range(2):
+        opt.zero_grad()
+        (0 * model(batch()[0])).sum().backward()  # no descent
+        opt.step()
+    assert (opt.stats.unclipped_steps, opt.stats.nu) == (2, 1.0)
+    for group in opt.param_groups:
+        group["lr"] = 0.0  # as at the end of a schedule: the product is positive
+    train(model, opt, 1)
+    assert opt.stats.unclipped_steps == 2
+
+
 def test_staggered_refreshes_are_spread():
     model, times = network(), []
     opt = rt.KFAC(model, stagger=True, inverse_every=6, factor_every=1)

@@ -37,11 +37,17 @@ def kl_clip(updates, grads, lr, kappa):
         raise ValueError(
             f"rnla.optim.kl_clip: updates and grads must be of one length, not 0; got {len(updates)} and {len(grads)}."
         )
+    return divergence_factor(updates, grads, lr, kappa)[0]
+
+
+def divergence_factor(updates, grads, lr, kappa):
+    """Return the factor of `kl_clip`, and whether there was anything to compute it from: the sum is positive; 0-d."""
     xp = array_namespace(*updates, *grads)
-    total = sum(xp.sum(V * g) for V, g in zip(updates, grads, strict=True)) * lr**2
-    one = xp.ones_like(total)
+    product = sum(xp.sum(V * g) for V, g in zip(updates, grads, strict=True))
+    total, one = product * lr**2, xp.ones_like(product)
     usable = total > 0  # false for NaN as well
-    return xp.where(usable, xp.minimum(one, xp.sqrt(kappa / xp.where(usable, total, one))), one)
+    factor = xp.where(usable, xp.minimum(one, xp.sqrt(kappa / xp.where(usable, total, one))), one)
+    return factor, product > 0
 
 
 def rms_clip(V, c):

@@ -9,7 +9,8 @@ import torch
 from rnla._backend import key_from_rng
 from rnla._errors import AccuracyWarning
 from rnla._rangefinder import check_choice, check_count
-from rnla.optim import graft, kl_clip, rms_clip
+from rnla.optim import graft, rms_clip
+from rnla.optim._clip import divergence_factor
 from rnla.torch._checkpoint import check_keys, check_layers, decoded, encoded, restore, saved_layers, size_of
 from rnla.torch._collect import Collector
 from rnla.torch._copies import remove_idle
@@ -51,7 +52,7 @@ class Engine:
         # Seeds of single steps are made from it, as rnla.optim.mlp.kfac_step makes them.
         self.options["seed"] = int(rng) if isinstance(rng, (int, np.integer)) else key
         self.steps, self.curvatures, self.nu, self.collector, self._skipped_steps = 0, {}, 1.0, None, 0
-        self.seconds = {"inversion": 0.0, "preconditioning": 0.0}
+        self.seconds, self._unclipped_steps = {"inversion": 0.0, "preconditioning": 0.0}, 0
         self._selected, self._groups, self._warned, self._adam = None, {}, set(), {}
         self._config = layer_config(self.options, 0)
         self.sharer = Sharer.of(self.options, caller)
@@ -256,11 +257,12 @@ class Engine:
             return result
         rates = [lr(block) for block, _ in result]
         if len(set(rates)) == 1:
-            self.nu = kl_clip([V for _, V in result], [g for _, g, _ in found], rates[0], kappa)
+            self.nu, usable = divergence_factor([V for _, V in result], [g for _, g, _ in found], rates[0], kappa)
         else:
             products = zip(result, found, rates, strict=True)
             scaled = [(V * rate, g * rate) for (_, V), (_, g, _), rate in products]
-            self.nu = kl_clip([V for V, _ in scaled], [g for _, g in scaled], 1.0, kappa)
+            self.nu, usable = divergence_factor([V for V, _ in scaled], [g for _, g in scaled], 1.0, kappa)
+        self._unclipped_steps = self._unclipped_steps + (~usable).to(torch.int64)
         return [(block, V * self.nu) for block, V in result]
 
     def _adam_step(self, block, g):
@@ -287,6 +289,7 @@ class Engine:
             {"statistics": self.collector.seconds, **self.seconds},
             {name: curvature.ranks() for name, curvature in self.curvatures.items()},
             float(self.nu),
+            int(self._unclipped_steps),
         )
 
     def summary(self):
@@ -311,7 +314,8 @@ class Engine:
         """Return the state as dicts of tensors and numbers."""
         state = {
             "step": self.steps, "seed": self.options["seed"], "nu": float(self.nu),
-            "skipped_steps": int(self._skipped_steps), "complete": include_factors,
+            "skipped_steps": int(self._skipped_steps), "unclipped_steps": int(self._unclipped_steps),
+            "complete": include_factors,
         }  # fmt: skip
         if include_factors:
             state |= {"layers": saved_layers(self.curvatures, self._config), "adam": encoded(self._adam)}
@@ -319,7 +323,7 @@ class Engine:
 
     def check_state(self, state, caller):
         """Raise unless a state fits the model."""
-        check_keys(state, ("step", "seed", "nu", "skipped_steps", "complete"), caller)
+        check_keys(state, ("step", "seed", "nu", "skipped_steps", "unclipped_steps", "complete"), caller)
         if state["complete"]:
             check_keys(state, ("layers", "adam"), caller)
             check_layers(state["layers"], self.curvatures, layer_config(self.options, state["step"]), caller)
@@ -327,7 +331,7 @@ class Engine:
     def load_state_dict(self, state):
         """Take over a state, in place of all that there was."""
         self.steps, self.options["seed"], self.nu = state["step"], state["seed"], state["nu"]
-        self._skipped_steps = state["skipped_steps"]
+        self._skipped_steps, self._unclipped_steps = state["skipped_steps"], state["unclipped_steps"]
         self.collector.seed = state["seed"]
         self.collector.discard()
         if not state["complete"]:

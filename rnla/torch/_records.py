@@ -22,6 +22,8 @@ class KFACStats(NamedTuple):
         Ranks of A and G of every layer.
     nu : float
         Factor of the last clipping by the divergence.
+    unclipped_steps : int
+        Steps in which that factor was 1 because the product of updates and gradients was not positive.
 
     Examples
     --------
@@ -38,6 +40,7 @@ class KFACStats(NamedTuple):
     seconds: dict[str, float]
     ranks: dict[str, tuple[Any, Any]]
     nu: float
+    unclipped_steps: int
 
 
 class KFACRecord(NamedTuple):

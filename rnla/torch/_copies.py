@@ -66,9 +66,13 @@ def check_holder(optimizer, model):
 def remove_idle(model):
     """Take hooks off a model that do nothing, because they are copies of those of an optimizer."""
     for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for hooks, flags in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        ):
             for key in [key for key, hook in hooks.items() if getattr(hook, "idle", False)]:
                 del hooks[key]
+                flags.pop(key, None)
 
 
 def _importable(function):

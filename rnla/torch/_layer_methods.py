@@ -45,6 +45,7 @@ class LayerMethods:
             seconds={"statistics": self._collector.seconds, **self._seconds},
             ranks={name: ranks(layers.get(name)) for name in self._collector.blocks},
             nu=float(self.nu),
+            unclipped_steps=0,
         )
 
     def summary(self):

@@ -155,3 +155,26 @@ def test_calls_of_a_normalisation_layer_add_up_in_every_example(make, shape, sha
         g.append(torch.stack(grads, dim=1))
     exact = sum(each[:, :, None] * each[:, None, :] for each in g) / 3
     assert torch.allclose(found.G, exact, atol=1e-10)
+
+
+@pytest.mark.parametrize("fisher", ["mc", "type2"])
+def test_outputs_of_shape_n_are_examples(fisher):
+    found = []
+    for last in (nn.Flatten(), nn.Flatten(0)):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1), last).double()
+        collector = Collector(model, fisher=fisher)
+        collector.arm()
+        passes, z = [], model(torch.randn(16, 4).double())
+        z.register_hook(passes.append)
+        collector.sample_fisher(z, "squared")
+        assert len(passes) == 1
+        found.append(collector.take())
+    for name in ("0", "2"):
+        assert torch.allclose(found[0][name].G, found[1][name].G)
+    # Those of one example without a batch are its components.
+    model = nn.Linear(4, 3).double()
+    collector = Collector(model, fisher="type2")
+    collector.arm()
+    collector.sample_fisher(model(torch.randn(4).double()), "squared")
+    assert torch.allclose(collector.take()[""].G, torch.eye(3).double())

@@ -165,7 +165,8 @@ class Collector:
         Parameters
         ----------
         output : Tensor
-            Outputs of the network for the batch, before the loss, with their graph.
+            Outputs of the network for the batch, before the loss, with their graph. Those of shape (N,) are of N
+            examples, but for ``softmax``.
         likelihood : {"softmax", "logistic", "squared", "gaussian"}
             As for `rnla.optim.likelihood`.
         class_dim : int
@@ -177,7 +178,9 @@ class Collector:
         # The graph is that of the outputs: their derivatives are computed in at least single precision.
         z = output.detach().movedim(class_dim, -1)
         z = z.float() if z.element_size() < 4 else z
-        flat, loss = z.reshape(-1, z.shape[-1]), likelihood_of(LIKELIHOODS[likelihood])
+        last = self._edges[-1]
+        single = z.ndim == 1 and likelihood != "softmax" and self.layers[last.index].batched(last.x)
+        flat, loss = z.reshape(-1, 1 if single else z.shape[-1]), likelihood_of(LIKELIHOODS[likelihood])
         if self.fisher == "mc":
             parts = [self._samples, self.rank] if self._samples or self.rank else []
             y = loss.sample(flat, np.random.SeedSequence([self.seed, self._step, 2**20, *parts]))

@@ -31,7 +31,8 @@ class EngineMethods(Copies):
         Parameters
         ----------
         output : Tensor
-            Outputs of the network, before the loss.
+            Outputs of the network, before the loss. Those of shape (N,) are of N examples with one component each, but
+            for ``softmax``, where they are the classes of one.
         likelihood : {"softmax", "logistic", "squared", "gaussian"}
             Distribution that they stand for; the loss is its negative logarithm.
         class_dim : int

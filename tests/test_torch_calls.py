@@ -4,6 +4,7 @@ import pytest
 import torch
 from networks import statistics
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import rnla.optim as optim
 import rnla.torch as rt
@@ -110,6 +111,24 @@ def test_sampling_sees_all_calls_of_the_model_that_led_to_the_outputs():
     assert both.count == 14
     assert torch.allclose(both.G, 2 * one.G)
     assert not collector._edges
+
+
+def test_sampling_through_checkpoints_sees_their_calls_once():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    found = []
+    for kind in (nn.Sequential, Net):
+        torch.manual_seed(3)
+        model = kind(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)).double()
+        collector = Collector(model, fisher="type2")
+        collector.arm()
+        collector.sample_fisher(model(torch.randn(8, 4).double()))
+        found.append(collector.take())
+    for name, part in found[0].items():
+        assert torch.equal(part.G, found[1][name].G)
+        assert part.count == found[1][name].count
 
 
 def test_calls_with_sparse_or_nested_inputs_are_left_out_with_one_warning():

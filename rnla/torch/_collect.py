@@ -193,7 +193,8 @@ class Collector:
 
     def _backward(self, output, columns, shape, class_dim, scale):
         """Collect the derivatives of one pass for each column; that of the outputs is given."""
-        edges, terms = self._edges, self._terms(self._edges[-1].size)
+        edges, self._edges = self._edges, []  # checkpoints call their layers once more
+        terms = self._terms(edges[-1].size)
         arrived = [[] for _ in edges]
         for column in columns:
             dz = (column * (scale / terms)).reshape(shape).movedim(-1, class_dim).to(output.dtype)

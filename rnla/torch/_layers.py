@@ -314,7 +314,8 @@ class NormLayer(Layer):
             parts.append((_repeated(x, h), h))
         if len(parts) > 1 and len({h.shape[0] for _, h in parts}) == 1:  # calls are positions of the same examples
             sides = zip(*parts, strict=True)
-            parts = [[torch.cat([X.reshape(X.shape[0], -1, X.shape[-1]) for X in side], dim=1) for side in sides]]
+            x, h = (torch.cat([X.reshape(X.shape[0], -1, X.shape[-1]) for X in side], dim=1) for side in sides)
+            parts = [(x, h)]
         G = sum(norm_factor(x, h, terms=terms, shift=self.bias is not None) for x, h in parts)
         return [Statistics(None, G, 1)]
 

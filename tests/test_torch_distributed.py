@@ -30,11 +30,11 @@ class Net(nn.Module):
     def __init__(self, name=None):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.norm, self.fc = nn.Conv1d(3, 6, 3), nn.LayerNorm(24), nn.Linear(24, 30)
+        self.conv, self.norm, self.fc = nn.Conv1d(3, 6, 3), nn.LayerNorm(24), nn.Linear(24, 25)
         self.wide = nn.Sequential(nn.Conv1d(6, 12, 1), nn.Conv1d(12, 6, 1)) if name == "grouped" else nn.Identity()
         if name == "grouped":
             self.wide.insert(1, nn.Conv1d(12, 12, 3, padding=1, groups=12))
-        self.head = nn.Linear(30, 4)
+        self.head = nn.Linear(25, 4)  # with the bias the layer before is square
 
     def forward(self, x):
         x = self.fc(self.norm(self.wide(self.conv(x)).relu().flatten(1))).relu()
@@ -149,7 +149,8 @@ def test_a_layer_used_by_one_process_has_its_inputs(results):
 def test_bad_arguments_are_named(results):
     messages = results[0]["messages"]
     assert len(messages) == 4
-    assert all(text.startswith("rnla.torch.KFAC: grad_worker_fraction must be a share") for text in messages[:2])
+    assert messages[0].startswith("rnla.torch.KFAC: grad_worker_fraction must be a share of the 2 processes")
+    assert messages[1] == "rnla.torch.KFAC: grad_worker_fraction must be in (0, 1]; got 2.0."
     assert messages[2] == "rnla.torch.KFAC: method='brand' is for one process; got 2."
     assert messages[3] == "rnla.torch.KFAC: grad_worker_fraction must be 1 for ekfac; got 0.5."
 

@@ -136,11 +136,13 @@ class Sharer:
             scale = found[name].scale if name in found else None
             parts = [*parts, scale if scale is not None else self._zero_scale(name)]
             shapes[name] = parts
-            messages += [packed(X) for X in parts if X is not None]
+            messages += [X.reshape(-1).clone() if i == 2 else packed(X) for i, X in enumerate(parts) if X is not None]
         self._mean(messages)
         result, place = {}, iter(messages)
         for name, share in shares.items():
-            A, G, scale = (X if X is None else unpacked(next(place), X.shape) for X in shapes[name])
+            A, G = (X if X is None else unpacked(next(place), X.shape) for X in shapes[name][:2])
+            scale = shapes[name][2]  # of any shape, a square one among them, which is not symmetric
+            scale = scale if scale is None else next(place).view(scale.shape)
             result[name] = Statistics(A if A is None else A / share, G, 1, scale)
         return result
 

@@ -74,8 +74,8 @@ TUNED = {
     ],
     "Adam": [{"lr": lr, "weight_decay": decay} for lr in (2e-3, 4e-3, 6e-3, 8e-3) for decay in (0.0, 0.3)],
     "NysKFAC": [
-        {"lr": lr, "damping": damping, "weight_decay": decay}
-        for lr in (0.05, 0.07) for damping in (0.03, 0.1) for decay in (0.0, 0.1)
+        {"lr": lr, "damping": 0.03, "weight_decay": 0.1, "rank": rank, "rho": rho}
+        for lr in (0.05, 0.06) for rank in (110, 220) for rho in (0.85, 0.95)
     ],
 }  # fmt: skip
 

@@ -1,8 +1,6 @@
 """K-FAC that chooses its own step length, momentum and damping, for PyTorch models."""
 
 import contextlib
-import itertools
-import math
 import warnings
 
 import torch
@@ -21,12 +19,13 @@ from rnla.optim._adaptive_step import (
     part_of_batch,
 )
 from rnla.optim._inverse import METHODS
+from rnla.torch._adaptive_checks import check_chain, check_ranges, checked_parameters, checked_result
 from rnla.torch._checkpoint import check_keys, decoded, encoded, size_of
 from rnla.torch._collect import LIKELIHOODS, Collector
 from rnla.torch._copies import NO_ARGUMENTS, Rebuilt
 from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process
-from rnla.torch._settings import check_flag, check_number
+from rnla.torch._settings import check_flag
 
 
 class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
@@ -124,7 +123,7 @@ class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
         for name, value in (("lam_every", lam_every), ("gamma_every", gamma_every), ("inverse_every", inverse_every)):
             check_count(value, name, caller)
         bare = unwrapped(model, caller)
-        _check_ranges(caller, lam0, eta, averaging, rho, statistics_share, model_share)
+        check_ranges(caller, lam0, eta, averaging, rho, statistics_share, model_share)
         check_count(rank, "rank", caller)
         check_count(oversampling, "oversampling", caller, least=0)
         if products is not None:
@@ -145,9 +144,9 @@ class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
             seed=seed, caller=caller,
         )  # fmt: skip
         self._model, self._blocks = model, list(self._collector.blocks.values())
-        parameters = _checked_parameters(model, self._blocks, caller)
+        parameters = checked_parameters(model, self._blocks, caller)
         if tridiagonal:
-            _check_chain(self._blocks, self._collector.layers, max_factor_dim, caller)
+            check_chain(self._blocks, self._collector.layers, max_factor_dim, caller)
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._state, self.info, self._max_dim = AdaptiveState(), {}, max_factor_dim
         self.skipped_steps, self._failed, self._seconds, self._warned = 0, 0, {}, set()
@@ -172,7 +171,7 @@ class AdaptiveKFAC(LayerMethods, Rebuilt, torch.optim.Optimizer):
         if not self._model.training:
             raise ValueError(f"{caller}: the model must be in training mode, model.train(); it is in evaluation mode.")
         with torch.enable_grad(), _calls(self._model) as calls:
-            loss, output = _checked_result(closure(), caller)
+            loss, output = checked_result(closure(), caller)
         if not calls:
             raise ValueError(f"{caller}: closure must call the model; it did not.")
         parameters = self.param_groups[0]["params"]
@@ -357,60 +356,3 @@ def _part(call, size, rows):
 
 def _finite(X):
     return bool(torch.isfinite(X.sum()))
-
-
-def _checked_result(result, caller):
-    if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(X, torch.Tensor) for X in result):
-        raise TypeError(f"{caller}: closure must return the tensors (loss, output); got {type(result).__name__}.")
-    loss, output = result
-    if loss.ndim or not loss.requires_grad:
-        raise ValueError(f"{caller}: closure must return a scalar loss with its graph; got shape {tuple(loss.shape)}.")
-    if output.ndim != 2:
-        raise ValueError(f"{caller}: closure must return outputs of shape (N, c); got {tuple(output.shape)}.")
-    return loss, output
-
-
-def _checked_parameters(model, blocks, caller):
-    """Return the parameters of the blocks, or raise if others are trained."""
-    if any(block.kind == "embedding" for block in blocks):
-        names = [block.name for block in blocks if block.kind == "embedding"]
-        raise ValueError(f"{caller}: the model must have linear layers and convolutions only; it has {names}.")
-    own = {id(p): p for block in blocks for p in block.parameters()}
-    others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
-    if others or not own:
-        raise ValueError(
-            f"{caller}: every trainable parameter must belong to a linear layer or a convolution; "
-            f"got {', '.join(others) or 'none'}. Others may be frozen by requires_grad_(False)."
-        )
-    return list(own.values())
-
-
-def _check_chain(blocks, layers, most, caller):
-    """Raise unless every layer is linear, small, and takes as many inputs as the one before has outputs."""
-    large = [block for block in blocks if max(block.p, block.q) > most]
-    if large:
-        raise ValueError(f"{caller}: with tridiagonal no factor may be larger than max_factor_dim; got {large}.")
-    linear = all(block.kind == "linear" for block in blocks) and all(len(layer.modules) == 1 for layer in layers)
-    fits = linear and all(
-        after.p == before.q + (after.bias_parameter is not None) for before, after in itertools.pairwise(blocks)
-    )
-    if not fits:
-        raise ValueError(f"{caller}: with tridiagonal the model must be a chain of linear layers; got {blocks}.")
-
-
-def _check_ranges(caller, lam0, eta, averaging, rho, *shares):
-    values = (lam0, eta, averaging, rho, *shares)
-    for name, value in zip(("lam0", "eta", "averaging", "rho", "statistics_share", "model_share"), values, strict=True):
-        check_number(name, value, caller)
-        if not math.isfinite(value):
-            raise ValueError(f"{caller}: {name} must be finite; got {value}.")
-    if not lam0 > 0:
-        raise ValueError(f"{caller}: lam0 must be positive; got {lam0}.")
-    if not eta >= 0:
-        raise ValueError(f"{caller}: eta must not be negative; got {eta}.")
-    for name, value in (("averaging", averaging), ("rho", rho)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{caller}: {name} must be in [0, 1); got {value}.")
-    for name, value in zip(("statistics_share", "model_share"), shares, strict=True):
-        if not 0 < value <= 1:
-            raise ValueError(f"{caller}: {name} must be in (0, 1]; got {value}.")

@@ -27,7 +27,7 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(make, tmp_path):
         "factor_every": 2, "inverse_every": 4, "momentum": 0.9, "rng": 5, "graft": "adam", "rank": 6,
         "lr": lambda step: 0.1 / (1 + step),
     }  # fmt: skip
-    sizes = (10, 300, 20, 4) if make in (rt.KFAC, rt.NysKFAC) else (10, 20, 20, 4)
+    sizes = (10, 300, 20, 4) if make in (rt.KFAC, rt.NysKFAC, rt.BKFAC) else (10, 20, 20, 4)
     if make is rt.NysKFAC:
         options |= {"method": "nystrom"}
     whole, data = network(sizes=sizes), batch(16)

@@ -147,7 +147,7 @@ class Kronecker:
         ]
         self.failed += len(lost)
         self.state = _narrowed(state, self.state, self._work())
-        self._pad()
+        self._pad(refreshed=True)
         if self.rank is not None and config.method in ("auto", "rsvd", "sre", "nystrom"):
             self._adapt(rng)
         return lost
@@ -177,7 +177,7 @@ class Kronecker:
         p = self.block.p
         return -p % LINE if self.state.damped is not None and self.block.kind == "linear" and p > WIDE else 0
 
-    def _pad(self):
+    def _pad(self, refreshed=False):
         """Return the damped inverses for gradients with columns of zeros, kept until there are others."""
         known, padded = self._wide
         damped, k = self.state.damped, self.padding
@@ -191,8 +191,9 @@ class Kronecker:
         # What is kept are views of these: the padding costs no memory.
         p = self.block.p
         narrow = A._replace(U=U if U is None else U[:p], matrix=matrix if matrix is None else matrix[:p, :p])
-        A_inv = self.state.A_inv if U is None else self.state.A_inv._replace(U=U[:p])
-        self.state = self.state._replace(A_inv=A_inv, damped=(narrow, G))
+        self.state = self.state._replace(damped=(narrow, G))
+        if U is not None and refreshed:  # else online updates may have given it others since
+            self.state = self.state._replace(A_inv=self.state.A_inv._replace(U=U[:p]))
         self._wide = self.state.damped, (wide, G)
         return wide, G
 

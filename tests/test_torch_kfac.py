@@ -208,6 +208,9 @@ def test_steps_that_could_not_be_clipped_are_counted(rates):
         (0 * model(batch()[0])).sum().backward()  # no descent
         opt.step()
     assert (opt.stats.unclipped_steps, opt.stats.nu) == (2, 1.0)
+    wake = rt.KLDWRM(network(), kl_clip=1e-3, factor_every=1)
+    train(wake._wrapped, wake, 2, loss=lambda z, y: (0 * z).sum())
+    assert wake.stats.unclipped_steps == 2
     for group in opt.param_groups:
         group["lr"] = 0.0  # as at the end of a schedule: the product is positive
     train(model, opt, 1)
@@ -340,6 +343,9 @@ def test_other_bad_arguments_are_named():
     for make in (rt.KFACPreconditioner, rt.KLDWRM, rt.AdaptiveKFAC):
         with pytest.raises(TypeError, match=rf"{make.__name__}: model must be a torch\.nn\.Module; got int"):
             make(3)
+    for options, text in (({"skip": "0"}, "skip must be a list"), ({"grad_scaler": 1}, "grad_scaler must be None or")):
+        with pytest.raises(TypeError, match=rf"^rnla\.torch\.KLDWRM: {text}"):
+            rt.KLDWRM(network(), **options)
     with pytest.raises(TypeError, match="model must be"):
         rt.KFAC([torch.zeros(2, requires_grad=True)])
     with pytest.raises(ValueError, match="lr must be given for kl_clip"):

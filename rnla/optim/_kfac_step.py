@@ -194,7 +194,7 @@ def kfac_step(params, state, batch, cfg):
     stored = state.stored
     if cfg.variant == "kfac":
         wake, updates = (), [layer.direction(g, cfg.layer, damping) for layer, g in zip(layers, grads, strict=True)]
-        updates, nu = clipped(updates, grads, cfg)
+        updates, nu, _ = clipped(updates, grads, cfg)
     else:
         factors = divergence = None
         if cfg.variant != "so":
@@ -203,7 +203,7 @@ def kfac_step(params, state, batch, cfg):
             ]
         if cfg.variant == "qe" and stored:
             divergence = _divergence(params, x, stored, cfg)
-        updates, nu, wake, _ = wake_step(grads, layers, factors, state.wake, damping, cfg, divergence)
+        updates, nu, wake, *_ = wake_step(grads, layers, factors, state.wake, damping, cfg, divergence)
     if cfg.variant == "qe" and state.step % cfg.factor_every == 0:
         stored = (list(params), *stored[: STORED - 1])
     buffers = state.momentum or (None,) * len(params)

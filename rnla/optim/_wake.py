@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from rnla.optim._clip import kl_clip, rms_clip
+from rnla.optim._clip import divergence_factor, rms_clip
 from rnla.optim._kldwrm import kldwrm_gradient, kldwrm_residual, kldwrm_step
 
 VARIANTS = ("kfac", "so", "q", "qe")
@@ -44,6 +44,8 @@ def wake_step(grads, layers, factors, wake, damping, cfg, divergence=None):
         For the next step.
     failed : list of int
         Places of the layers for which the quadratic model could not be solved.
+    usable : array, shape (), or True
+        Whether updates and gradients had a positive product, without which `nu` is 1.
     """
     targets, failed = _wake_gradients(grads, wake, cfg), []
     if cfg.variant == "so":
@@ -58,8 +60,8 @@ def wake_step(grads, layers, factors, wake, damping, cfg, divergence=None):
         updates, factors = ([entry[k] for entry in solved] for k in (0, 1))
         if divergence is not None:
             updates = _nearer(updates, grads, factors, divergence, cfg)
-    updates, nu = clipped(updates, targets, cfg)
-    return updates, nu, _wake(wake, grads, updates, layers, factors, cfg), failed
+    updates, nu, usable = clipped(updates, targets, cfg)
+    return updates, nu, _wake(wake, grads, updates, layers, factors, cfg), failed, usable
 
 
 def _solved(g, layer, factors, damping, cfg):
@@ -106,13 +108,13 @@ def _finite_or(X, other):
 
 
 def clipped(updates, grads, cfg):
-    """Return the updates after both clips, and the factor of the one by the divergence."""
+    """Return the updates after both clips, the factor of the one by the divergence, and whether it had one."""
     if cfg.rms_clip is not None:
         updates = [rms_clip(V, cfg.rms_clip) for V in updates]
     if cfg.kl_clip is None:
-        return updates, 1.0
-    nu = kl_clip(updates, grads, cfg.lr, cfg.kl_clip)
-    return [nu * V for V in updates], nu
+        return updates, 1.0, True
+    nu, usable = divergence_factor(updates, grads, cfg.lr, cfg.kl_clip)
+    return [nu * V for V in updates], nu, usable
 
 
 def _wake_gradients(grads, wake, cfg):

@@ -17,7 +17,7 @@ from rnla.torch._copies import NO_ARGUMENTS, Rebuilt
 from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process, large_modules
 from rnla.torch._outputs import Outputs
-from rnla.torch._settings import at, check_flag, check_setting, current, varies
+from rnla.torch._settings import at, check_flag, check_scaler, check_setting, check_skip, current, varies
 
 MEMORY = {"so": 0.33, "q": 0.5, "qe": 0.5}  # decay rates of the published runs
 
@@ -121,6 +121,8 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
         self._wrapped, caller = model, self._caller
         model = unwrapped(model, caller)
         check_flag("nesterov", nesterov, caller)
+        check_skip(skip, caller)
+        check_scaler(grad_scaler, caller)
         check_choice(variant, "variant", VARIANTS[1:], caller)
         check_choice(residual, "residual", RESIDUALS, caller)
         check_choice(q_solver, "q_solver", ("kron_sum", "factor_sum"), caller)
@@ -243,7 +245,7 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
         kept = {
             "step": self._step, "layers": self._layers, "wake": self._wake, "stored": self._stored,
             "buffers": self._buffers, "seed": self._config.seed, "skipped_steps": self.skipped_steps,
-            "complete": include_factors,
+            "unclipped_steps": self._unclipped_steps, "complete": include_factors,
         }  # fmt: skip
         if not include_factors:
             kept |= {"layers": {}, "wake": {}, "stored": []}
@@ -279,6 +281,7 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
         self._stored, self._buffers = kept["stored"], kept["buffers"]
         self._config = self._config._replace(seed=kept["seed"])
         self._collector.seed, self.skipped_steps = kept["seed"], kept["skipped_steps"]
+        self._unclipped_steps = kept["unclipped_steps"]
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(saved)
         self._collector.discard()
@@ -297,16 +300,6 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
     def _steps_taken(self):
         return self._step
 
-    def _overflowed(self, grad_scale):
-        """Say whether the scaler of the loss found a gradient that is not finite."""
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is None:
-            return False
-        if not float(found_inf) and grad_scale is None and self._collector.grad_scaler is None:
-            text = "gradients were unscaled before the step: give grad_scaler, else the statistics keep the scale of"
-            self._warn_once("grad_scaler", f"{text} the loss", UserWarning)
-        return bool(float(found_inf))
-
     def _forget(self):
         """Forget what the passes before the step have left."""
         self._collector.discard()
@@ -315,7 +308,7 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
 
     def _at_step(self):
         """Return the configuration of the present step."""
-        values = {name: current(name, value, self._step, "rnla.torch.KLDWRM") for name, value in self._settings.items()}
+        values = {name: current(name, value, self._step, self._caller) for name, value in self._settings.items()}
         if not varies(self._settings["lr"]):
             values["lr"] = self.param_groups[0]["lr"]
         inner = {name: values.pop(name) for name in ("rho", "rank", "oversampling", "products")}
@@ -323,7 +316,7 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
 
     def _arm(self):
         """Collect in the passes before the next step, if it needs that."""
-        every = current("factor_every", self._settings["factor_every"], self._step, "rnla.torch.KLDWRM")
+        every = current("factor_every", self._settings["factor_every"], self._step, self._caller)
         if self._config.variant != "so" or self._step % every == 0:
             self._collector.arm(self._step)
         else:
@@ -368,12 +361,12 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
                 divergence = self._outputs.divergence(names, self._stored, weights)
         updates, memories = [], ()
         if names:
-            updates, self.nu, memories, failed = wake_step(
+            updates, self.nu, memories, failed, usable = wake_step(
                 [grads[name] for name in names], [self._layers[name] for name in names],
                 [tuple(found[name][:2]) for name in names] if quadratic else None,
                 tuple(self._wake.get(name) for name in names), config.damping + config.weight_decay, config, divergence,
             )  # fmt: skip
-            self._failed += len(failed)
+            self._failed, self._unclipped_steps = self._failed + len(failed), self._unclipped_steps + (not bool(usable))
             for i in failed:
                 text = f"the quadratic model of layer {names[i]} could not be solved; it is left out of the step"
                 self._warn_once(names[i], text, AccuracyWarning)

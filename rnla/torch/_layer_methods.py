@@ -23,6 +23,7 @@ class LayerMethods:
     unsupported: list[str]
     param_groups: list[Any]
     nu: Any
+    _unclipped_steps = 0
 
     def add_param_group(self, param_group):
         """Refuse: the parameters are those that the model had when the optimizer was made."""
@@ -45,7 +46,7 @@ class LayerMethods:
             seconds={"statistics": self._collector.seconds, **self._seconds},
             ranks={name: ranks(layers.get(name)) for name in self._collector.blocks},
             nu=float(self.nu),
-            unclipped_steps=0,
+            unclipped_steps=self._unclipped_steps,
         )
 
     def summary(self):
@@ -60,6 +61,16 @@ class LayerMethods:
                  f"{size_of(layer) / 2**20:.1f} MiB")
             )  # fmt: skip
         return table(rows)
+
+    def _overflowed(self, grad_scale):
+        """Say whether the scaler of the loss found a gradient that is not finite."""
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None:
+            return False
+        if not float(found_inf) and grad_scale is None and self._collector.grad_scaler is None:
+            text = "gradients were unscaled before the step: give grad_scaler, else the statistics keep the scale of"
+            self._warn_once("grad_scaler", f"{text} the loss", UserWarning)
+        return bool(float(found_inf))
 
     def _count_lost(self, layers):
         """Count the factors that could not be decomposed in the last refresh, of layers by name, and warn of each."""

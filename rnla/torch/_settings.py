@@ -89,6 +89,12 @@ def check_skip(skip, caller):
         raise TypeError(f"{caller}: skip must be a list or tuple of names or types of modules; got {skip!r}.")
 
 
+def check_scaler(scaler, caller):
+    """Raise unless a scaler of the loss is one of PyTorch."""
+    if not isinstance(scaler, torch.amp.GradScaler | None):
+        raise TypeError(f"{caller}: grad_scaler must be None or a torch.amp.GradScaler; got {type(scaler).__name__}.")
+
+
 def check_options(options, caller):
     """Raise unless the settings of a preconditioner are allowed."""
     for name in ("damping", "rho", "factor_every", "inverse_every", "rank", "oversampling", "products", "rms_clip",
@@ -109,9 +115,7 @@ def check_options(options, caller):
         raise ValueError(f"{caller}: grad_worker_fraction must be in (0, 1]; got {options['grad_worker_fraction']}.")
     if options["callback"] is not None and not callable(options["callback"]):
         raise TypeError(f"{caller}: callback must be None or callable; got {options['callback']!r}.")
-    if not isinstance(options["grad_scaler"], torch.amp.GradScaler | None):
-        kind = type(options["grad_scaler"]).__name__
-        raise TypeError(f"{caller}: grad_scaler must be None or a torch.amp.GradScaler; got {kind}.")
+    check_scaler(options["grad_scaler"], caller)
     method = "exact" if options["method"] == "seng" else options["method"]
     LayerConfig(
         method=method, tail=options["tail"], damping_mode=options["damping_mode"], ekfac=options["ekfac"]

@@ -375,3 +375,49 @@ def test_gpu_scatter_and_fwht(place, dtype):
     out = kernels.scatter_signs(xp.asarray(A), targets, xp.zeros((20, 5), dtype=dtype))
     assert abs(xp.asnumpy(out) - dense_operator(targets, 20) @ A).max() <= eps
     assert abs(xp.asnumpy(kernels.fwht(xp.asarray(A))) - _fwht.reference(A)).max() <= eps
+
+
+def test_two_processes_never_write_the_same_file_of_compiled_code(tmp_path, monkeypatch):
+    import numba
+
+    from rnla.kernels._compiled import compiled
+
+    def double(x):
+        return x + x
+
+    def fresh():
+        kernel = compiled()(double)
+        assert isinstance(kernel, numba.core.dispatcher.Dispatcher)
+        return kernel
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    first, second = fresh(), fresh()  # as in two processes
+    # Both have looked for compiled code before one of them has written any.
+    monkeypatch.setattr(first._cache._cache_file, "_load_index", dict)
+    monkeypatch.setattr(second._cache._cache_file, "_load_index", dict)
+    assert (first(np.float32(1.5)), second(1.5)) == (3.0, 3.0)
+    names = {file.name for file in tmp_path.rglob("*.nbc")}
+    assert len(names) == 2
+    third = fresh()
+    for x in (np.float32(1.5), 1.5, 1j):  # the one that the index has lost is compiled again
+        assert third(x) == 2 * x
+    assert sum(third.stats.cache_hits.values()) == 1
+
+
+def test_every_cached_kernel_is_safe_from_other_processes():
+    import importlib
+    import pkgutil
+
+    import numba
+
+    import rnla.kernels as kernels
+
+    found = []
+    for info in pkgutil.iter_modules(kernels.__path__):
+        if info.name.endswith("_cpu"):
+            module = importlib.import_module(f"rnla.kernels.{info.name}")
+            found += [X for X in vars(module).values() if isinstance(X, numba.core.dispatcher.Dispatcher)]
+    files = [getattr(kernel._cache, "_cache_file", None) for kernel in found]
+    cached = [file for file in files if file is not None]
+    assert len(cached) >= 20
+    assert all(file._data_name(1) != file._data_name(1) for file in cached)

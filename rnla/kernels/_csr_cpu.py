@@ -4,11 +4,12 @@ Numba has no vector type, and keeps a sum over an inner loop of columns in memor
 the sums of a fixed number of columns in registers: twice the speed for 16 columns.
 """
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from rnla.kernels._compiled import compiled
 
 
 def _sum_of(size):
@@ -57,7 +58,7 @@ _sum_of_256, _sum_of_128, _sum_of_64, _sum_of_32 = _sum_of(256), _sum_of(128), _
 _sum_of_16, _sum_of_8 = _sum_of(16), _sum_of(8)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def add_rows(data, indices, indptr, X, width, out, start, stop):
     """Add rows ``start`` to ``stop`` of the product of a CSR matrix and X to `out`; X and out are flat."""
     size = out.itemsize
@@ -92,7 +93,7 @@ def add_rows(data, indices, indptr, X, width, out, start, stop):
             out[o + c] = total
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@compiled(fastmath={"contract"})
 def add_rows_complex(data, indices, indptr, X, width, out, start, stop):
     """Add rows of a product like `add_rows`, for complex numbers, which have no vector instructions."""
     for i in range(start, stop):

@@ -3,10 +3,12 @@
 import numba
 import numpy as np
 
+from rnla.kernels._compiled import compiled
+
 _CHUNK = 256  # rows of a tile that stay in the first-level cache through log2(256) stages
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def transform(X, first, last):
     """Transform the columns ``first:last`` of the C-contiguous real array `X` in place.
 

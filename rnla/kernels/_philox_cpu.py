@@ -4,6 +4,7 @@ import numba
 import numpy as np
 
 from rnla.kernels import _philox
+from rnla.kernels._compiled import compiled
 from rnla.kernels._philox import HALF_WORD, LOW, NORMAL_DOUBLE, NORMAL_SINGLE, split_key
 
 # Inlined without exceptions (error_model "numpy"), the loops over rows below become vector instructions.
@@ -26,7 +27,7 @@ def words_on_cpu(out, key, stream, kind, row, col):
     _fill_words(out, k0, k1, np.uint64(stream * 8 + kind), np.uint64(row), np.uint64(col))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _fill_words(out, k0, k1, c3, row, col):
     for start in range(0, out.shape[0], _STRIP):
         for counter in range(out.shape[1]):
@@ -37,7 +38,7 @@ def _fill_words(out, k0, k1, c3, row, col):
                 )
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _fill_double(out, k0, k1, c3, row, col):
     n, width = out.shape
     strip = np.empty((2, _STRIP), np.float64)
@@ -54,7 +55,7 @@ def _fill_double(out, k0, k1, c3, row, col):
             _copy_columns(strip, size, out, start, 2 * counter - col)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _fill_single(out, k0, k1, c3, row, col):
     n, width = out.shape
     strip = np.empty((4, _STRIP), np.float32)

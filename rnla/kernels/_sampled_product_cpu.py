@@ -2,6 +2,7 @@
 
 import numba
 
+from rnla.kernels._compiled import compiled
 from rnla.kernels._sampled_product import row_dot
 
 # Sums in any order and fused products, which are several times as fast; NaN and infinity keep their meaning.
@@ -9,7 +10,7 @@ FAST = {"reassoc", "contract"}
 _row_dot = numba.njit(fastmath=FAST)(row_dot)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def sampled_product(L, R, rows, cols, out, start, stop):
     """Write entries `start` to `stop`."""
     for e in range(start, stop):
@@ -17,7 +18,7 @@ def sampled_product(L, R, rows, cols, out, start, stop):
         out[e] = _row_dot(L, R, numba.uint64(rows[e]), numba.uint64(cols[e]))
 
 
-@numba.njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def sampled_product_panel(L, R, places, rows, ends, out, start, stop):
     """Write the entries of columns `start` to `stop` of a panel."""
     for j in range(start, stop):

@@ -6,11 +6,12 @@ output row is read and written once per four of them. Indices are unsigned: a lo
 would not be vectorised.
 """
 
-import numba
 import numpy as np
 
+from rnla.kernels._compiled import compiled
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+
+@compiled(error_model="numpy")
 def sort_targets(targets, ends, sources, chunk, first, last):
     """List the rows of the chunks ``first:last`` by target.
 
@@ -38,7 +39,7 @@ def sort_targets(targets, ends, sources, chunk, first, last):
                 end[r] += 1
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def add_sources(A, top, left, ends, sources, stride, chunks, out, columns):
     """Add the listed rows of `chunks` to the `columns` of `out`; ``A[0, 0]`` is the entry (top, left) of the matrix.
 

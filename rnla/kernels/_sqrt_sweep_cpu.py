@@ -1,12 +1,13 @@
 """The sweeps of `rnla.kernels.sqrt_sweep_gram` and `sqrt_sweep_product` for few columns, compiled for the CPU."""
 
-import numba
 import numpy as np
+
+from rnla.kernels._compiled import compiled
 
 TILE = 256  # rows at a time, innermost: they vectorise, and a tile of Y stays in the first-level cache
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+@compiled(error_model="numpy", fastmath={"contract", "nsz"})
 def fill(d, Z, tau, start, rows, Y):
     """Write a tile of the transposed Y, and Z below it."""
     k, N = Z.shape[1], tau.size
@@ -22,7 +23,7 @@ def fill(d, Z, tau, start, rows, Y):
                 y[i] = z[i] / (d[start + i] + t)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def gram(d, Z, tau, start, stop, total):
     """Add the products of all columns of Y and Z, of some rows, to `total`."""
     width = total.shape[0]
@@ -52,7 +53,7 @@ def gram(d, Z, tau, start, stop, total):
             total[b, a] = total[a, b]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+@compiled(error_model="numpy", fastmath={"contract", "nsz"})
 def product(d, Z, tau, Bt, Pt, start, stop):
     """Write some columns of ``Pt = Bt Y^T``."""
     columns = Bt.shape[1]

@@ -1,12 +1,13 @@
 """The loop of `rnla.kernels.threshold_pass`, compiled for the CPU and real numbers."""
 
-import numba
 import numpy as np
+
+from rnla.kernels._compiled import compiled
 
 TILE = 16  # rows gathered together: of a column-major matrix they are neighbours
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def run(X, observed, masked, L, Rt, W, bound, P, Q, sums, start, stop):
     """Fill the rows ``start:stop`` of P; add to Q, ``W^T E``; fill the sums."""
     k, n = Rt.shape

@@ -1,12 +1,13 @@
 """The loops of `rnla.kernels.sampled_residuals`, `keep_within` and `trimmed_fit`, compiled for the CPU."""
 
-import numba
 import numpy as np
+
+from rnla.kernels._compiled import compiled
 
 TILE = 64  # rows gathered together, so that the misses of the cache overlap; their residuals stay in its second level
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def select(x, n, place):
     """Return number `place` in order of ``x[:n]``, which is reordered (Hoare's selection)."""
     lo, hi = 0, n - 1
@@ -31,7 +32,7 @@ def select(x, n, place):
     return x[place]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def gather(X, index, E, start, stop, by_rows):
     """Copy ``X[start:stop, index]`` to the same rows of E, along the memory of X."""
     if by_rows:
@@ -46,7 +47,7 @@ def gather(X, index, E, start, stop, by_rows):
                 E[i, j] = source[i]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def residuals(X, index, observed, masked, L, Rh, share, E, q, start, stop):
     """Fill the rows ``start:stop`` of E and q."""
     k, count = Rh.shape
@@ -91,7 +92,7 @@ def residuals(X, index, observed, masked, L, Rh, share, E, q, start, stop):
 
 
 # Sums may be taken in any order, so that loops are vectorised; NaN keeps its meaning.
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+@compiled(error_model="numpy", fastmath={"reassoc", "contract"})
 def keep(E, K, bound, L, Rh, sums, start, stop):
     """Overwrite E by what is kept of the rows ``start:stop``, fill K and the sums of each row."""
     k, count = Rh.shape
@@ -118,7 +119,7 @@ def keep(E, K, bound, L, Rh, sums, start, stop):
         sums[i, 0], sums[i, 1], sums[i, 2] = residual, data, n
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def solve(G, b, ridge, out, start, stop):
     """Solve ``out[i] G_i = b[i]`` for packed Hermitian matrices (their lower halves by rows), by Cholesky's method."""
     k = b.shape[1]

@@ -8,12 +8,13 @@ import torch
 from rnla.torch._engine import DEFAULTS, Engine
 from rnla.torch._engine_methods import EngineMethods
 from rnla.torch._settings import at, check_flag, check_setting, current, varies
+from rnla.torch._zero_grad import ForgetsStatistics
 
 GROUP = ("lr", "momentum", "weight_decay", "damping", "rms_clip")  # settings that a group of parameters may have
 FLAGS = ("nesterov", "decoupled", "precondition")
 
 
-class KFAC(EngineMethods, torch.optim.Optimizer):
+class KFAC(EngineMethods, ForgetsStatistics, torch.optim.Optimizer):
     """Kronecker-factored approximate curvature (K-FAC), with exact inverses unless `method` says otherwise.
 
     Hooks collect the statistics of the layers during the forward and backward passes of the training loop, which stays
@@ -193,17 +194,9 @@ class KFAC(EngineMethods, torch.optim.Optimizer):
         engine.finish(start)
         return loss
 
-    def zero_grad(self, set_to_none=True):
-        """Forget the gradients, and with them the statistics of the passes that gave them.
-
-        Parameters
-        ----------
-        set_to_none : bool
-            Set them to None, not to zero.
-        """
-        super().zero_grad(set_to_none)
-        if self._engine.options["fisher"] == "empirical":  # others are collected before, by sample_fisher
-            self._engine.collector.discard()
+    @property
+    def _collector(self):
+        return self._engine.collector
 
     def _take_step(self, grad_scale):
         """Precondition, and move the weights."""

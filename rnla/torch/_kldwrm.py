@@ -18,11 +18,12 @@ from rnla.torch._find import unwrapped
 from rnla.torch._layer_methods import LayerMethods, check_factors, check_one_process, large_modules
 from rnla.torch._outputs import Outputs
 from rnla.torch._settings import at, check_flag, check_scaler, check_setting, check_skip, current, varies
+from rnla.torch._zero_grad import ForgetsStatistics
 
 MEMORY = {"so": 0.33, "q": 0.5, "qe": 0.5}  # decay rates of the published runs
 
 
-class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
+class KLDWRM(LayerMethods, Rebuilt, ForgetsStatistics, torch.optim.Optimizer):
     """Wake of Kullback-Leibler-regularised models: K-FAC in which old metrics stay where they were measured.
 
     The exponential average of K-FAC re-centres the metrics of all earlier steps at the present weights. Here each one
@@ -213,17 +214,6 @@ class KLDWRM(LayerMethods, Rebuilt, torch.optim.Optimizer):
         self._forget()
         self._arm()
         return result
-
-    def zero_grad(self, set_to_none=True):
-        """Forget the gradients, and with them the statistics of the passes that gave them.
-
-        Parameters
-        ----------
-        set_to_none : bool
-            Set them to None, not to zero.
-        """
-        super().zero_grad(set_to_none)
-        self._collector.discard()
 
     def skip_step(self):
         """Forget the statistics of passes after which there is no step, because their gradients were not finite."""
